@@ -1,0 +1,253 @@
+"""Budgets that are reserved before spending and settled after.
+
+A call reserves the most it can cost; only when that fits into what is neither spent nor reserved, here and in
+every enclosing ledger, may it start. So no number of concurrent calls can overspend. When it has ended it is
+settled with what it did cost and the rest is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stratagem.core.errors import BudgetExhausted, ConfigurationError
+from stratagem.core.usage import Usage
+
+
+class Budget(BaseModel):
+    """Limits; ``None`` is no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int | None = Field(default=None, ge=0)  # prompt and completion tokens together
+    calls: int | None = Field(default=None, ge=0)  # requests sent
+    seconds: float | None = Field(default=None, ge=0)  # wall time
+    money: float | None = Field(default=None, ge=0)  # by the backend's price list
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``"tokens=20000,seconds=30"``."""
+        names = ", ".join(cls.model_fields)
+        pairs = dict(part.partition("=")[::2] for part in text.replace(" ", "").split(",") if part)
+        for key in pairs:
+            if key not in cls.model_fields:
+                raise ConfigurationError(f"Unknown budget key {key!r}.", remedy=f"Use some of: {names}.")
+        try:
+            return cls.model_validate(pairs)
+        except ValidationError as error:
+            bad = error.errors()[0]
+            raise ConfigurationError(
+                f"Budget {bad['loc'][0]}={bad['input']!r}: {bad['msg'].lower()}.",
+                remedy="Write it like tokens=20000,calls=50,seconds=30,money=0.5.",
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """The most that a call can cost."""
+
+    tokens: int = 0
+    calls: int = 0
+    money: float = 0.0
+
+    def __mul__(self, n: int) -> Amount:
+        return Amount(self.tokens * n, self.calls * n, self.money * n)
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.tokens + other.tokens, self.calls + other.calls, self.money + other.money)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.tokens - other.tokens, self.calls - other.calls, self.money - other.money)
+
+
+def _charge(usage: Usage) -> Amount:
+    return Amount(usage.tokens + usage.uncertain_tokens, usage.calls, usage.money)
+
+
+# Whoever holds a reservation in this context must not wait for another: it might wait for itself.
+_holding: ContextVar[bool] = ContextVar("stratagem_holding", default=False)
+
+_MONEY_EPSILON = 1e-9  # sums of float prices may miss the limit by rounding
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """A hold on a ledger, to be settled exactly once (see :meth:`Ledger.reserve`)."""
+
+    ledger: Ledger
+    amount: Amount
+
+    def settle(self, usage: Usage) -> None:
+        """Replace the hold by what was spent. A second call settles nothing more."""
+        hold, self.amount = self.amount, Amount()
+        self.ledger._settle(hold, usage)
+
+    def extend(self, amount: Amount) -> bool:
+        """Hold ``amount`` more, if it fits now."""
+        if not self.ledger._fits(amount):
+            return False
+        self.ledger._hold(amount)
+        self.amount = self.amount + amount
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    ledger: Ledger
+    amount: Amount
+    future: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Ledger:
+    """Accounts of a run against its budget, nested in those of the run around it.
+
+    Belongs to one event loop; every method but :meth:`reserve` is synchronous and so atomic.
+    """
+
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        parent: Ledger | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.budget = budget or Budget()
+        self.parent = parent
+        self.spent = Usage()
+        self.reserved = Amount()
+        self.refused = False  # something was not done because it did not fit
+        self._clock = clock
+        self._waiters: deque[_Waiter] = parent._waiters if parent else deque()
+        own = math.inf if self.budget.seconds is None else clock() + self.budget.seconds
+        self.deadline: float = min(own, parent.deadline if parent else math.inf)
+
+    def _chain(self) -> Iterator[Ledger]:
+        ledger: Ledger | None = self
+        while ledger is not None:
+            yield ledger
+            ledger = ledger.parent
+
+    def _fits_here(self, amount: Amount, *, reserved: bool) -> bool:
+        used = _charge(self.spent) + amount
+        if reserved:
+            used = used + self.reserved
+        limit = self.budget
+        return (
+            (limit.tokens is None or used.tokens <= limit.tokens)
+            and (limit.calls is None or used.calls <= limit.calls)
+            and (limit.money is None or used.money <= limit.money + _MONEY_EPSILON)
+        )
+
+    def _fits(self, amount: Amount, *, reserved: bool = True) -> bool:
+        """Whether the amount fits everywhere, with or without what others hold now."""
+        return all(ledger._fits_here(amount, reserved=reserved) for ledger in self._chain())
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline; infinite without one."""
+        return self.deadline - self._clock()
+
+    def tokens_unspent(self) -> int | None:
+        """Tokens not spent yet, here and around, reserved ones included; ``None`` without a limit."""
+        left = [
+            ledger.budget.tokens - _charge(ledger.spent).tokens
+            for ledger in self._chain()
+            if ledger.budget.tokens is not None
+        ]
+        return max(0, min(left)) if left else None
+
+    def affordable(self, each: Amount, most: int) -> int:
+        """The largest k <= ``most`` for which ``k * each`` fits now; 0 if none does."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._fits(each * middle):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def child(self, budget: Budget | None = None) -> Ledger:
+        """A ledger inside this one."""
+        return Ledger(budget, self, clock=self._clock)
+
+    async def reserve(self, amount: Amount) -> Reservation:
+        """Hold ``amount``, waiting for other calls to settle if only that makes it fit.
+
+        Raises:
+            BudgetExhausted: it would not fit even if all that is reserved came back, or the caller holds a
+                reservation itself, or time is up.
+        """
+        if self.seconds_left <= 0:
+            raise self._refuse("time is up")
+        if not self._fits(amount):
+            if _holding.get() or not self._fits(amount, reserved=False):
+                raise self._refuse(self._shortfall(amount))
+            waiter = _Waiter(self, amount)
+            self._waiters.append(waiter)
+            try:
+                await waiter.future
+            except asyncio.CancelledError:
+                if waiter.future.done() and not waiter.future.cancelled() and not waiter.future.exception():
+                    self._settle(amount, Usage())  # granted and cancelled in the same tick
+                elif waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                raise
+            return Reservation(self, amount)
+        self._hold(amount)
+        return Reservation(self, amount)
+
+    def _hold(self, amount: Amount) -> None:
+        for ledger in self._chain():
+            ledger.reserved = ledger.reserved + amount
+
+    def _settle(self, hold: Amount, usage: Usage) -> None:
+        for ledger in self._chain():
+            ledger.reserved = ledger.reserved - hold
+            ledger.spent = ledger.spent + usage
+        for waiter in tuple(self._waiters):
+            if waiter.future.done():
+                self._waiters.remove(waiter)
+            elif waiter.ledger._fits(waiter.amount):
+                self._waiters.remove(waiter)
+                waiter.ledger._hold(waiter.amount)
+                waiter.future.set_result(None)
+            elif not waiter.ledger._fits(waiter.amount, reserved=False):
+                self._waiters.remove(waiter)
+                waiter.future.set_exception(waiter.ledger._refuse(waiter.ledger._shortfall(waiter.amount)))
+
+    def _refuse(self, why: str) -> BudgetExhausted:
+        for ledger in self._chain():
+            ledger.refused = True
+        return BudgetExhausted(f"The budget is exhausted: {why}.")
+
+    def _shortfall(self, amount: Amount) -> str:
+        tightest = next(led for led in self._chain() if not led._fits_here(amount, reserved=True))
+        need = f"the next call may need {amount.tokens} tokens"
+        spent = _charge(tightest.spent)
+        limits = ", ".join(f"{k}={v}" for k, v in tightest.budget.model_dump(exclude_none=True).items())
+        return f"{need}; spent {spent.tokens} tokens in {spent.calls} calls of {limits}"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is reserved and nobody waits."""
+        return self.reserved.tokens == 0 and self.reserved.calls == 0 and not self._waiters
+
+
+@contextmanager
+def holding() -> Iterator[None]:
+    """Mark this context as holder of a reservation: inside, :meth:`Ledger.reserve` does not wait."""
+    token = _holding.set(True)
+    try:
+        yield
+    finally:
+        _holding.reset(token)

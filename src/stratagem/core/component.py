@@ -1,0 +1,171 @@
+"""Named, configurable parts: strategies and verifiers that load from and dump to plain data.
+
+A component is a frozen pydantic model; its fields are its hyper-parameters. ``kind`` names its class in YAML
+and JSON. A third party subclasses and names the class under an entry point of the family's group; within one
+process the class statement alone is enough.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_serializer
+from pydantic.config import JsonDict
+from pydantic_core import CoreSchema, core_schema
+
+from stratagem.core.errors import ConfigurationError, UnknownKindError
+
+
+def parameter(default: Any, description: str, *, search: tuple[Any, ...] | None = None, **limits: Any) -> Any:
+    """A hyper-parameter: its default, one line of help, limits (``ge``, ``le``, ...), and the values or the
+    (low, high) range that an architecture search tries."""
+    extra: JsonDict | None = None if search is None else {"search": list(search)}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+class Component(BaseModel):
+    """Base of the families (Strategy, Verifier); a family sets ``family``, a member sets ``kind``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+    family: ClassVar[str] = ""  # what errors call it, and the entry-point group stratagem.<plural>
+    group: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+    _members: ClassVar[dict[str, type[Component]]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "family" in cls.__dict__:
+            cls._members = {}
+        elif "kind" in cls.__dict__:
+            cls._members[cls.kind] = cls
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[Self]]:
+        """Every known member of the family by kind, imported from its entry point where need be."""
+        for point in entry_points(group=cls.group):
+            if point.name not in cls._members:
+                cls._import(point.name)
+        return dict(sorted(cls._members.items()))  # type: ignore[arg-type]
+
+    @classmethod
+    def named(cls, kind: str) -> type[Self]:
+        """The member called ``kind`` (``best-of-n`` and ``best_of_n`` are the same)."""
+        kind = kind.replace("-", "_")
+        if kind not in cls._members:
+            cls._import(kind)
+        if kind not in cls._members:
+            points = {p.name for p in entry_points(group=cls.group)} | set(cls._members)
+            known = ", ".join(sorted(points))
+            raise UnknownKindError(f"Unknown {cls.family} {kind!r}.", remedy=f"Known are: {known}.")
+        return cls._members[kind]  # type: ignore[return-value]
+
+    @classmethod
+    def _import(cls, kind: str) -> None:
+        for point in entry_points(group=cls.group, name=kind):
+            member = point.load()
+            if not (isinstance(member, type) and issubclass(member, Component)):
+                raise ConfigurationError(f"Entry point {point.name!r} = {point.value} is no {cls.family}.")
+            cls._members[kind] = member
+
+    @classmethod
+    def load(cls, source: Mapping[str, Any] | str | Path) -> Self:
+        """From plain data, a ``.yaml``/``.yml``/``.json`` file, or a kind alone (``"best_of_n"``).
+
+        Raises:
+            ConfigurationError: naming the key and what is allowed there.
+        """
+        if isinstance(source, Path) or (isinstance(source, str) and Path(source).suffix in _SUFFIXES):
+            return cls._build(_read(Path(source)), where=str(source))
+        if isinstance(source, str):
+            source = {"kind": source}
+        return cls._build(source, where=cls.family)
+
+    @classmethod
+    def _build(cls, data: Any, *, where: str) -> Self:
+        if isinstance(data, cls):
+            return data
+        if isinstance(data, str):
+            data = {"kind": data}
+        if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
+            raise ConfigurationError(
+                f"In {where}: a {cls.family} is a mapping with a key 'kind', not {_short(data)}.",
+                remedy="For example: {kind: " + next(iter(cls.kinds()), "...") + "}.",
+            )
+        member = cls.named(data["kind"])
+        fields = {key: value for key, value in data.items() if key != "kind"}
+        try:
+            return member.model_validate(fields)
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"In {where}: {member.kind}: " + "; ".join(_explain(member, e) for e in error.errors()) + "."
+            ) from None
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data that :meth:`load` takes: ``kind`` and every field."""
+        return self.model_dump(mode="json")
+
+    @model_serializer(mode="wrap")
+    def _with_kind(self, handler: Any) -> dict[str, Any]:
+        return {"kind": self.kind, **handler(self)}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        if "family" not in cls.__dict__ or not cls.family:
+            return schema
+        # A field typed by the family takes any member, as an object or as data, and dumps it whole.
+        return core_schema.no_info_plain_validator_function(
+            lambda data: cls._build(data, where=cls.family),
+            json_schema_input_schema=core_schema.dict_schema(),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda member: member.dump()),
+        )
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of its docstring."""
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+_SUFFIXES = {".yaml", ".yml", ".json"}
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+    if path.suffix == ".json":
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ConfigurationError(f"{path}:{line}: not YAML: {problem}.") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _explain(member: type[Component], error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "value"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; allowed are {', '.join(sorted(member.model_fields)) or 'none'}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key} = {_short(error['input'])}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,66 @@
+"""The two families of components that a user composes: strategies and verifiers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from stratagem.core.component import Component
+from stratagem.core.task import Answer, Candidate, Task
+
+if TYPE_CHECKING:
+    from stratagem.core.run import Run
+
+
+class Strategy(Component):
+    """An inference-time algorithm: from a task to an answer, meeting the world only through its run."""
+
+    family: ClassVar[str] = "strategy"
+    group: ClassVar[str] = "stratagem.strategies"
+
+    @abstractmethod
+    async def __call__(self, task: Task, run: Run) -> Answer:
+        """Answer ``task``. Proposes its best so far to ``run``, so that it can be stopped at any time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier says of one candidate: a score in [0, 1], or ``None`` to abstain."""
+
+    score: float | None
+    reason: str = ""
+
+
+class Verifier(Component):
+    """Says how good candidates are, all at once (listwise), each with a score in [0, 1] or an abstention.
+
+    ``a & b`` is the least of the scores (all must hold), ``a | b`` the greatest, and
+    ``0.3 * a + 0.7 * b`` their weighted mean; abstentions are left out of each.
+    """
+
+    family: ClassVar[str] = "verifier"
+    group: ClassVar[str] = "stratagem.verifiers"
+
+    @abstractmethod
+    async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
+        """One verdict per candidate, in order."""
+
+    def equivalent(self, a: str, b: str) -> bool:
+        """Whether two extracted answers count as the same answer. May be CPU-bound: call it in a thread."""
+        return a.strip() == b.strip()
+
+    def __and__(self, other: Verifier) -> Verifier:
+        return Verifier.load({"kind": "all", "parts": [self, other]})
+
+    def __or__(self, other: Verifier) -> Verifier:
+        return Verifier.load({"kind": "any", "parts": [self, other]})
+
+    def __mul__(self, weight: float) -> Verifier:
+        return Verifier.load({"kind": "weighted", "parts": [self], "weights": [weight]})
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Verifier) -> Verifier:
+        return (self * 1.0) + (other * 1.0)

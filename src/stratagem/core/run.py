@@ -1,0 +1,435 @@
+"""A strategy's only door to the world.
+
+Every model call goes through here: its worst case is reserved, its seed derived, its cost settled, its events
+traced. Cancelling a run cancels its calls in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import itertools
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from stratagem.core.backend import (
+    Backend,
+    Completion,
+    Constraint,
+    Message,
+    Request,
+    ScoreRequest,
+    Scoring,
+    Stream,
+)
+from stratagem.core.budget import Amount, Budget, Ledger, Reservation, holding
+from stratagem.core.concurrency import task_group
+from stratagem.core.errors import (
+    BudgetExhausted,
+    ContextLengthError,
+    UnsupportedError,
+    VerifierError,
+    boundary,
+)
+from stratagem.core.protocols import Verdict, Verifier
+from stratagem.core.task import Answer, Candidate, Task
+from stratagem.core.trace import (
+    CallFinished,
+    CallStarted,
+    CompletionArrived,
+    Proposed,
+    Trace,
+    Verified,
+    tracing,
+)
+from stratagem.core.usage import Meter
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Prompt = str | Task | Sequence[Message]
+POLICY = "policy"
+JUDGE = "judge"
+
+
+def as_messages(prompt: Prompt) -> tuple[Message, ...]:
+    """A conversation from a plain question, a task or messages."""
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return prompt.messages if isinstance(prompt, Task) else tuple(prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample; ``None`` is the model's own default."""
+
+    temperature: float | None = None
+    top_p: float = 1.0
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call under way: where its cost is counted, and whether a journal answered it."""
+
+    number: int
+    meter: Meter
+    replayed: bool = False
+
+
+class Run:
+    """One execution of a strategy: models by role, budget, seed, trace, best answer so far.
+
+    ``models`` maps roles (policy, judge, reward, draft, embedder) to backends; a role that is not there is
+    played by the policy. The same seed gives the same calls with the same seeds, however they interleave.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Backend],
+        *,
+        ledger: Ledger | None = None,
+        seed: int = 0,
+        trace: Trace | None = None,
+        run_id: str = "",
+    ) -> None:
+        self.models = models
+        self.ledger = ledger or Ledger()
+        self.seed = seed
+        self.trace = trace or Trace(run_id)
+        self.run_id = run_id
+        self.rng = random.Random(seed)
+        self.best: Answer | None = None
+        self._occurrences: Counter[str] = Counter()
+        self._children = itertools.count(1)
+
+    def model(self, role: str = POLICY) -> Backend:
+        """The backend that plays ``role``."""
+        return self.models.get(role) or self.models[POLICY]
+
+    async def sample(
+        self,
+        prompt: Prompt,
+        n: int = 1,
+        *,
+        sampling: Sampling | None = None,
+        task: Task | None = None,
+        role: str = POLICY,
+        then: Callable[[Candidate], Awaitable[Candidate]] | None = None,
+    ) -> list[Candidate]:
+        """Draw ``n`` completions; fewer, but at least one, if the budget admits no more.
+
+        Each candidate goes to ``then`` the moment it has ended, while its siblings are still being decoded;
+        what ``then`` returns takes its place. If ``then`` runs out of budget the candidate stays as it was.
+        ``task`` says how to extract answers (default: ``prompt``, if that is a task).
+
+        Raises:
+            BudgetExhausted: not even one completion was affordable.
+            BackendError: a call failed for good.
+        """
+        task = task or (prompt if isinstance(prompt, Task) else None)
+        request = self._request(as_messages(prompt), n, sampling or Sampling(), role)
+        drawn: dict[int, Candidate] = {}
+        outside = contextvars.copy_context()  # without this call's reservation
+
+        async with task_group() as group:
+
+            def arrived(index: int, completion: Completion) -> None:
+                candidate = drawn[index] = _candidate(completion, task, request.messages)
+                if then is not None:
+                    group.create_task(follow(index, candidate, then), context=outside.copy())
+
+            async def follow(
+                index: int, candidate: Candidate, then: Callable[[Candidate], Awaitable[Candidate]]
+            ) -> None:
+                try:
+                    drawn[index] = await then(candidate)
+                except BudgetExhausted:  # an unjudged candidate is worth more than none
+                    drawn[index] = candidate
+
+            while (done := len(drawn)) < n:
+                rest = replace(request.sibling(done), n=n - done)
+                try:
+                    part, reservation = await self._admit(rest, role, shrink=not drawn)
+                except BudgetExhausted:
+                    if not drawn:
+                        raise
+                    break
+                if then is None:
+                    await self._generate(part, role, reservation, done, arrived)
+                else:
+                    await self._stream(part, role, reservation, done, arrived)
+        return [drawn[i] for i in sorted(drawn)]
+
+    @asynccontextmanager
+    async def stream(
+        self, prompt: Prompt, n: int = 1, *, sampling: Sampling | None = None, role: str = POLICY
+    ) -> AsyncIterator[Stream]:
+        """Completions as they are decoded; leaving the block aborts them in the engine.
+
+        The whole worst case stays reserved inside the block, so a call made there that does not fit beside it
+        is refused at once instead of waiting for it.
+        """
+        request = self._request(as_messages(prompt), n, sampling or Sampling(), role)
+        part, reservation = await self._admit(request, role, shrink=True)
+        with self._call("stream", role, part.n, reservation) as call, holding():
+            async with self.model(role).stream(part, call.meter) as stream:
+                call.replayed = stream.replayed
+                yield stream
+
+    async def score(self, prompt: Prompt, continuations: Sequence[str], *, role: str = POLICY) -> Scoring:
+        """Log-probabilities of the tokens of each continuation, each on its own."""
+        backend = self.model(role)
+        messages = as_messages(prompt)
+        if not (await backend.capabilities()).prompt_logprobs:
+            raise UnsupportedError(f"{backend.name} cannot score given continuations.")
+        # One token per byte is the most a byte-level vocabulary can need.
+        longest = sum(len(text.encode()) + 1 for text in continuations)
+        prompt_tokens = await backend.count_tokens(messages)
+        prices = (await backend.capabilities()).prices
+        tokens = prompt_tokens * len(continuations) + longest
+        amount = Amount(tokens, len(continuations), prices.of(tokens, len(continuations)))
+        reservation = await self.ledger.reserve(amount)
+        with self._call("score", role, len(continuations), reservation) as call:
+            scoring = await backend.score(ScoreRequest(messages, tuple(continuations)), call.meter)
+            call.replayed = scoring.replayed
+            return scoring
+
+    async def choose(self, prompt: Prompt, choices: Sequence[str], *, role: str = JUDGE) -> dict[str, float]:
+        """Probability of each choice as what the model says next, normalised over the choices.
+
+        Reads the log-probabilities of one decoded token: the mass of all tokens that begin exactly one choice
+        (case and surrounding space aside). Where those do not tell the choices apart the whole choices are
+        scored; where the backend cannot do that either, each is equally likely.
+        """
+        caps = await self.model(role).capabilities()
+        if caps.logprobs < 1 and not caps.prompt_logprobs:
+            raise UnsupportedError(
+                f"{caps.model} gives no log-probabilities.", remedy="Use a backend that does, as the judge."
+            )
+        mass = dict.fromkeys(choices, 0.0)
+        if caps.logprobs >= 1 and _first_letters_differ(choices):
+            sampling = Sampling(temperature=0.0, max_tokens=1, logprobs=min(20, caps.logprobs))
+            [candidate] = await self.sample(prompt, sampling=sampling, role=role)
+            if candidate.tokens:
+                first = candidate.tokens[0]
+                for token, logprob in dict([*first.top, (first.token, first.logprob)]).items():
+                    word = token.strip().casefold()
+                    begun = [c for c in choices if word and c.casefold().startswith(word)]
+                    if len(begun) == 1:
+                        mass[begun[0]] += math.exp(logprob)
+        if not sum(mass.values()) and caps.prompt_logprobs:
+            scoring = await self.score(prompt, choices, role=role)
+            for choice, tokens in zip(choices, scoring.scores, strict=True):
+                mass[choice] = math.exp(sum(t.logprob for t in tokens))
+        total = sum(mass.values())
+        return {c: p / total if total else 1 / len(mass) for c, p in mass.items()}
+
+    async def verify(self, verifier: Verifier, task: Task, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """The verifier's verdicts, one per candidate, in order."""
+        with boundary(VerifierError, f"Verifier {verifier.kind!r}"):
+            verdicts = await verifier(task, candidates, self)
+        if len(verdicts) != len(candidates):
+            raise VerifierError(
+                f"Verifier {verifier.kind!r} gave {len(verdicts)} verdicts on {len(candidates)} candidates."
+            )
+        for verdict in verdicts:
+            if verdict.score is not None and not 0.0 <= verdict.score <= 1.0:
+                raise VerifierError(
+                    f"Verifier {verifier.kind!r} gave the score {verdict.score}.",
+                    remedy="A score lies in [0, 1]; None abstains.",
+                )
+        self.trace.append(Verified(verifier.kind, tuple(v.score for v in verdicts)))
+        return verdicts
+
+    async def map(self, function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:
+        """``function`` of all items at the same time, results in order; the first failure cancels the rest."""
+        async with task_group() as group:
+            tasks = [group.create_task(_await(function, item)) for item in items]
+        return [task.result() for task in tasks]
+
+    def propose(self, answer: Answer) -> Answer:
+        """Note the best answer so far: what the run gives if it is stopped now."""
+        self.best = answer
+        self.trace.append(Proposed(answer.value, answer.confidence))
+        return answer
+
+    @asynccontextmanager
+    async def within(self, budget: Budget) -> AsyncIterator[Run]:
+        """A run inside this one with a budget of its own, seeded from this one's seed and its order.
+
+        Raises:
+            BudgetExhausted: it spent what it was given, or its time is up.
+        """
+        child = self.child(budget)
+        async with child.deadline():
+            yield child
+
+    @asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        """Cancel what runs in the block when the budget's seconds are up, and raise BudgetExhausted."""
+        left = self.ledger.seconds_left
+        try:
+            async with asyncio.timeout(None if math.isinf(left) else max(0.0, left)) as timer:
+                yield
+        except TimeoutError as error:
+            if not timer.expired():
+                raise
+            self.ledger.refused = True
+            raise BudgetExhausted("The budget is exhausted: time is up.") from error
+
+    def child(self, budget: Budget | None = None) -> Run:
+        """A run inside this one: same models and trace, nested ledger, its own seed."""
+        return Run(
+            self.models,
+            ledger=self.ledger.child(budget),
+            seed=_derive(self.seed, "child", next(self._children)),
+            trace=self.trace,
+            run_id=self.run_id,
+        )
+
+    # -- one model call --------------------------------------------------------------------------------
+
+    def _request(self, messages: tuple[Message, ...], n: int, sampling: Sampling, role: str) -> Request:
+        """The request with its seed: from the run's seed, what is asked, and how often it was asked before.
+
+        Taken before anything is awaited, so that concurrent callers count in the order of their start.
+        """
+        request = Request(
+            messages,
+            n=n,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            stop=sampling.stop,
+            logprobs=sampling.logprobs,
+            constraint=sampling.constraint,
+        )
+        key = f"{role}/{request.key()}"
+        seed = _derive(self.seed, key, self._occurrences[key])
+        self._occurrences[key] += 1
+        return replace(request, seed=seed)
+
+    async def _admit(self, request: Request, role: str, *, shrink: bool) -> tuple[Request, Reservation]:
+        """Reserve for as many of the completions as fit now, or wait for one.
+
+        With ``shrink`` a budget that holds no whole completion gives a shorter one.
+        """
+        backend = self.model(role)
+        caps = await backend.capabilities()
+        prompt_tokens = await backend.count_tokens(request.messages)
+        max_tokens = request.max_tokens
+        if caps.context is not None and caps.exact_count:
+            if prompt_tokens >= caps.context:
+                raise ContextLengthError(
+                    f"The prompt has {prompt_tokens} tokens and {caps.model} takes {caps.context} in all.",
+                    remedy="Shorten the question or use a model with a longer context.",
+                )
+            max_tokens = min(max_tokens, caps.context - prompt_tokens)
+        while True:
+            # A backend may send siblings as separate requests: each may pay for the prompt.
+            money = caps.prices.of(prompt_tokens, max_tokens)
+            each = Amount(prompt_tokens + max_tokens, 1, money)
+            n = max(1, self.ledger.affordable(each, request.n))
+            try:
+                reservation = await self.ledger.reserve(each * n)
+            except BudgetExhausted:
+                left = self.ledger.tokens_unspent()
+                if not shrink or left is None or not prompt_tokens < left < each.tokens:
+                    raise
+                max_tokens = left - prompt_tokens
+                continue
+            return replace(request, n=n, max_tokens=max_tokens), reservation
+
+    @contextmanager
+    def _call(self, operation: str, role: str, n: int, reservation: Reservation) -> Iterator[_Call]:
+        amount = reservation.amount
+        call = _Call(self.trace.next_call(), Meter(again=lambda: reservation.extend(amount)))
+        self.trace.append(CallStarted(call.number, operation, role, n))
+        started, error = time.monotonic(), ""
+        try:
+            with tracing(self.trace):
+                yield call
+        except BaseException as raised:
+            error = type(raised).__name__
+            raise
+        finally:
+            usage = call.meter.usage
+            reservation.settle(usage)
+            self.trace.append(
+                CallFinished(call.number, usage, time.monotonic() - started, call.replayed, error)
+            )
+
+    async def _generate(
+        self,
+        request: Request,
+        role: str,
+        reservation: Reservation,
+        offset: int,
+        arrived: Callable[[int, Completion], None],
+    ) -> None:
+        with self._call("generate", role, request.n, reservation) as call:
+            generation = await self.model(role).generate(request, call.meter)
+            call.replayed = generation.replayed
+            for completion in generation.completions:
+                self._arrived(call, completion)
+                arrived(offset + completion.index, completion)
+
+    async def _stream(
+        self,
+        request: Request,
+        role: str,
+        reservation: Reservation,
+        offset: int,
+        arrived: Callable[[int, Completion], None],
+    ) -> None:
+        with self._call("stream", role, request.n, reservation) as call, holding():
+            async with self.model(role).stream(request, call.meter, deltas=False) as stream:
+                call.replayed = stream.replayed
+                async for chunk in stream:
+                    if chunk.completion is not None:
+                        self._arrived(call, chunk.completion)
+                        arrived(offset + chunk.index, chunk.completion)
+
+    def _arrived(self, call: _Call, completion: Completion) -> None:
+        self.trace.append(
+            CompletionArrived(
+                call.number, completion.index, completion.text, completion.finish, completion.token_count
+            )
+        )
+
+
+async def _await(function: Callable[[T], Awaitable[R]], item: T) -> R:
+    return await function(item)
+
+
+def _derive(*parts: object) -> int:
+    """A seed in [0, 2^31) from anything printable."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _first_letters_differ(choices: Sequence[str]) -> bool:
+    return len({c.strip()[:1].casefold() for c in choices}) == len(choices)
+
+
+def _candidate(completion: Completion, task: Task | None, prompt: tuple[Message, ...]) -> Candidate:
+    return Candidate(
+        text=completion.text,
+        answer=task.extract(completion.text) if task is not None else None,
+        finish=completion.finish,
+        token_count=completion.token_count,
+        logprob=sum(t.logprob for t in completion.tokens) if completion.tokens else None,
+        tokens=completion.tokens,
+        prompt=prompt,
+    )
