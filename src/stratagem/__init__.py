@@ -1,1 +1,107 @@
+"""Stratagem: inference-time strategies for language models.
+
+>>> import stratagem as sg
+>>> answer = sg.solve_sync("Ana has 3 apples. Ben has 4 more apples than Ana. How many apples has Ben?")
+
+Everything here is imported on first use, so that ``import stratagem`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "stratagem.api": ("solve", "solve_sync"),
+    "stratagem.core.connect": ("connect",),
+    "stratagem.core.backend": ("Backend", "Constraint", "Message", "Request"),
+    "stratagem.core.budget": ("Budget", "Ledger"),
+    "stratagem.core.component": ("parameter",),
+    "stratagem.core.errors": (
+        "BackendError",
+        "BudgetExhausted",
+        "ConfigurationError",
+        "StratagemError",
+        "VerifierError",
+    ),
+    "stratagem.core.execute": ("execute",),
+    "stratagem.core.protocols": ("Strategy", "Verdict", "Verifier"),
+    "stratagem.core.run": ("Run", "Sampling"),
+    "stratagem.core.task": ("Answer", "Candidate", "Task"),
+    "stratagem.core.trace": ("JsonLines", "Trace"),
+    "stratagem.core.usage": ("Usage",),
+    "stratagem.strategies.best_of_n": ("BestOfN",),
+    "stratagem.strategies.chain_of_thought": ("ChainOfThought",),
+    "stratagem.strategies.direct": ("Direct",),
+    "stratagem.strategies.self_consistency": ("SelfConsistency",),
+    "stratagem.strategies.weighted_vote": ("WeightedVote",),
+    "stratagem.verifiers.choice": ("Choice",),
+    "stratagem.verifiers.exact": ("Exact",),
+    "stratagem.verifiers.judge": ("Judge",),
+    "stratagem.verifiers.math": ("Math",),
+    "stratagem.verifiers.restart": ("Restart",),
+    "stratagem.verifiers.schema": ("Schema",),
+    "stratagem.verifiers.step_judge": ("StepJudge",),
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+_SHELVES = ("backends", "bench", "graphs", "strategies", "testing", "verifiers")
+
+__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SHELVES:
+        return import_module(f"stratagem.{name}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'stratagem' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE, *_SHELVES})
+
+
+if TYPE_CHECKING:
+    from stratagem.api import solve as solve
+    from stratagem.api import solve_sync as solve_sync
+    from stratagem.core.backend import Backend as Backend
+    from stratagem.core.backend import Constraint as Constraint
+    from stratagem.core.backend import Message as Message
+    from stratagem.core.backend import Request as Request
+    from stratagem.core.budget import Budget as Budget
+    from stratagem.core.budget import Ledger as Ledger
+    from stratagem.core.component import parameter as parameter
+    from stratagem.core.connect import connect as connect
+    from stratagem.core.errors import BackendError as BackendError
+    from stratagem.core.errors import BudgetExhausted as BudgetExhausted
+    from stratagem.core.errors import ConfigurationError as ConfigurationError
+    from stratagem.core.errors import StratagemError as StratagemError
+    from stratagem.core.errors import VerifierError as VerifierError
+    from stratagem.core.execute import execute as execute
+    from stratagem.core.protocols import Strategy as Strategy
+    from stratagem.core.protocols import Verdict as Verdict
+    from stratagem.core.protocols import Verifier as Verifier
+    from stratagem.core.run import Run as Run
+    from stratagem.core.run import Sampling as Sampling
+    from stratagem.core.task import Answer as Answer
+    from stratagem.core.task import Candidate as Candidate
+    from stratagem.core.task import Task as Task
+    from stratagem.core.trace import JsonLines as JsonLines
+    from stratagem.core.trace import Trace as Trace
+    from stratagem.core.usage import Usage as Usage
+    from stratagem.strategies.best_of_n import BestOfN as BestOfN
+    from stratagem.strategies.chain_of_thought import ChainOfThought as ChainOfThought
+    from stratagem.strategies.direct import Direct as Direct
+    from stratagem.strategies.self_consistency import SelfConsistency as SelfConsistency
+    from stratagem.strategies.weighted_vote import WeightedVote as WeightedVote
+    from stratagem.verifiers.choice import Choice as Choice
+    from stratagem.verifiers.exact import Exact as Exact
+    from stratagem.verifiers.judge import Judge as Judge
+    from stratagem.verifiers.math import Math as Math
+    from stratagem.verifiers.restart import Restart as Restart
+    from stratagem.verifiers.schema import Schema as Schema
+    from stratagem.verifiers.step_judge import StepJudge as StepJudge

@@ -43,6 +43,11 @@ class Verifier(Component):
     family: ClassVar[str] = "verifier"
     group: ClassVar[str] = "stratagem.verifiers"
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether the verdict on a candidate does not depend on the others, so that it may be had early."""
+        return True
+
     @abstractmethod
     async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
         """One verdict per candidate, in order."""

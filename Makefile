@@ -1,0 +1,54 @@
+# Every target does its own set-up: a fresh machine needs Python 3.11+ and make, nothing else.
+PYTHON ?= python3
+# REFERENCE=1 also installs torch and transformers, against which the embedded engine and the training are tested.
+REFERENCE ?=
+BIN := .venv/bin
+# From the repository's root a bare tools/ or verifiers/ must not shadow other packages.
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+DEV := .venv/.dev$(REFERENCE)
+
+.PHONY: demo test check bench clean
+
+demo: .venv/.base
+	@$(BIN)/stratagem demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+	rm -rf dist && $(BIN)/python -m build --quiet --outdir dist
+	.ci/wheel
+
+bench: $(DEV)
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/embedded.py
+	$(BIN)/python benchmarks/scheduling.py
+	$(BIN)/python benchmarks/accuracy.py
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Stratagem needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+.venv/.base: .venv/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.dev: .venv/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[bench,postgres]' --group dev
+	@touch $@ .venv/.base
+
+.venv/.dev1: .venv/.dev
+	$(BIN)/python -m pip install --quiet --group reference
+	@touch $@
+
+clean:
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

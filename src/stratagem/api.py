@@ -1,0 +1,107 @@
+"""The public doors: ask a question, get an answer with its cost."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stratagem.core.backend import Backend
+from stratagem.core.budget import Budget, Ledger
+from stratagem.core.connect import connect
+from stratagem.core.errors import ConfigurationError
+from stratagem.core.execute import execute
+from stratagem.core.protocols import Strategy
+from stratagem.core.run import JUDGE, POLICY, Run
+from stratagem.core.task import Answer, Task
+from stratagem.core.trace import Trace
+
+
+async def solve(
+    question: str | Task,
+    strategy: Strategy | Mapping[str, Any] | str | Path = "chain_of_thought",
+    *,
+    llm: Backend | None = None,
+    judge: Backend | None = None,
+    models: Mapping[str, Backend] | None = None,
+    budget: Budget | str | None = None,
+    seed: int = 0,
+    store: str | Path | None = None,
+    run_id: str | None = None,
+    trace: Trace | None = None,
+) -> Answer:
+    """Answer a question with a strategy.
+
+    Args:
+        question: text, or a :class:`Task` with choices, schema or a conversation.
+        strategy: an object, its kind, its plain data, or a YAML/JSON file.
+        llm: the model that answers (default: the embedded one); ``judge``: the one that judges (default: the
+            same); ``models``: any further roles.
+        budget: limits, as an object or as ``"tokens=20000,seconds=30"``.
+        seed: the same seed gives the same answer on the same backend.
+        store: SQLite file or PostgreSQL DSN for checkpoints and the journal of finished calls. With the
+            ``run_id`` of an earlier, unfinished run it goes on where that was and pays for nothing twice.
+        trace: collects the events; give it listeners to follow the run.
+
+    Raises:
+        ConfigurationError: what was given cannot be used; the message names it.
+        BudgetExhausted: the budget did not hold even one answer.
+        BackendError: the model's side failed for good.
+    """
+    task = as_task(question)
+    chosen = strategy if isinstance(strategy, Strategy) else Strategy.load(strategy)
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    roles = roles_of(llm, judge, models)
+    if store is not None:
+        return await _stored(task, chosen, roles, limits, seed, store, run_id, trace)
+    run_id = run_id or new_run_id()
+    trace = trace or Trace()
+    trace.run_id = run_id
+    return await execute(chosen, task, Run(roles, ledger=Ledger(limits), seed=seed, trace=trace, run_id=run_id))
+
+
+def solve_sync(question: str | Task, *args: Any, **kwargs: Any) -> Answer:
+    """:func:`solve` for scripts and notebooks; takes the same arguments.
+
+    Where an event loop already runs in this thread (a notebook) it works in a thread of its own.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(solve(question, *args, **kwargs))
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(lambda: asyncio.run(solve(question, *args, **kwargs))).result()
+
+
+def as_task(question: str | Task) -> Task:
+    """A task from a question, with a readable error for an empty one."""
+    try:
+        return Task.of(question)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"{message[0].upper()}{message[1:]}.") from None
+
+
+def roles_of(
+    llm: Backend | None, judge: Backend | None = None, models: Mapping[str, Backend] | None = None
+) -> dict[str, Backend]:
+    """Backends by role; the embedded model is the policy where none is given."""
+    roles = dict(models or {})
+    if llm is not None:
+        roles[POLICY] = llm
+    if judge is not None:
+        roles[JUDGE] = judge
+    if POLICY not in roles:
+        roles[POLICY] = connect()
+    return roles
+
+
+def new_run_id() -> str:
+    """A name for a run that nobody has used."""
+    return uuid.uuid4().hex[:12]

@@ -1,0 +1,42 @@
+"""From an address to a backend, through the entry points of group ``stratagem.backends``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from stratagem.core.backend import Backend
+from stratagem.core.errors import ConfigurationError
+
+GROUP = "stratagem.backends"
+
+
+def connect(
+    url: str | None = None, *, model: str | None = None, api_key: str | None = None, **options: Any
+) -> Backend:
+    """The shipped model in this process, or any OpenAI-compatible server.
+
+    Args:
+        url: base URL of a server, as ``http://localhost:8000/v1``; ``None`` for the embedded engine.
+        model: name on that server (default: the only one it has), or a folder with a model for the
+            embedded engine (default: the model that is shipped).
+        api_key: for servers that want one (default: the environment variable ``OPENAI_API_KEY``).
+        options: of the backend, such as ``permits=32``, ``timeout=60.0``.
+    """
+    if url is None:
+        if api_key is not None:
+            raise ConfigurationError("The embedded model takes no api_key.", remedy="Give the server's URL.")
+        return _load("embedded")(folder=model, **options)
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"{url!r} is no URL of a server.", remedy="Write it like http://localhost:8000/v1."
+        )
+    return _load("openai")(url, model=model, api_key=api_key, **options)
+
+
+def _load(kind: str) -> Callable[..., Backend]:
+    for point in entry_points(group=GROUP, name=kind):
+        factory: Callable[..., Backend] = point.load()
+        return factory
+    raise ConfigurationError(f"No backend {kind!r} is registered.", remedy="Reinstall stratagem.")

@@ -1,0 +1,1 @@
+"""Verifiers: what says how good a candidate is; loaded by kind (``Verifier.load("math")``)."""

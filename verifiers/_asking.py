@@ -1,0 +1,20 @@
+"""Yes/no questions to a model about a response, read off the first token of its answer.
+
+The question is a user turn after the (partial) response, so that everything before it is shared with the
+generation in the server's prefix cache, and one token answers it.
+"""
+
+from __future__ import annotations
+
+from stratagem.core.backend import Message
+from stratagem.core.run import JUDGE, Run
+from stratagem.core.task import Candidate, Task
+
+
+async def probability(
+    run: Run, task: Task, candidate: Candidate, response: str, question: str, answer: str, other: str
+) -> float:
+    """P(answer) / (P(answer) + P(other)) as the next word after ``question`` about ``response``."""
+    prompt = candidate.prompt or task.messages
+    messages = (*prompt, Message("assistant", response), Message("user", question))
+    return (await run.choose(messages, (answer, other), role=JUDGE))[answer]

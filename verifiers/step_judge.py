@@ -1,0 +1,64 @@
+"""Process reward: r(x, y) = agg_k P(step k is right | x, steps 1..k), each one token of a judging model.
+
+Sources: Uesato et al. 2022 (arXiv 2211.14275) and Lightman et al. 2023 (2305.20050) for step-wise verification;
+``min`` and ``product`` are the aggregations of the latter, ``last`` and ``mean`` those of Snell et al. 2024
+(2408.03314). A step is a non-empty line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from stratagem.core.component import parameter
+from stratagem.core.protocols import Verdict, Verifier
+from stratagem.core.run import Run
+from stratagem.core.task import Candidate, Task
+from stratagem.verifiers._asking import probability
+
+STEP_QUESTION = "Is the last step right? Answer yes or no."
+
+
+class StepJudge(Verifier):
+    """A model judges every step, one token each; the score aggregates them."""
+
+    kind: ClassVar[str] = "step_judge"
+
+    aggregate: Literal["min", "product", "last", "mean"] = parameter(
+        "min", "How step scores become one.", search=("min", "product", "last", "mean")
+    )
+    question: str = parameter(STEP_QUESTION, "Asked after each step; yes is good.")
+
+    async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
+        async def judged(candidate: Candidate) -> Verdict:
+            async def step(end: int) -> float:
+                return await probability(
+                    run, task, candidate, candidate.text[:end], self.question, "yes", "no"
+                )
+
+            scores = await run.map(step, step_ends(candidate.text))
+            return Verdict(self._aggregated(scores)) if scores else Verdict(None, "no steps")
+
+        return await run.map(judged, candidates)
+
+    def _aggregated(self, scores: list[float]) -> float:
+        match self.aggregate:
+            case "min":
+                return min(scores)
+            case "product":
+                return math.prod(scores)
+            case "last":
+                return scores[-1]
+            case "mean":
+                return math.fsum(scores) / len(scores)
+
+
+def step_ends(text: str) -> list[int]:
+    """Positions after each non-empty line, its newline included."""
+    ends, position = [], 0
+    for line in text.splitlines(keepends=True):
+        position += len(line)
+        if line.strip():
+            ends.append(position)
+    return ends
