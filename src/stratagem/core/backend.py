@@ -180,6 +180,9 @@ class Capabilities:
 class Backend(Protocol):
     """Where tokens come from.
 
+    A prompt that does not fit raises ContextLengthError; a completion that would outgrow the context is cut
+    there (finish "length"), where the backend knows the context and can count.
+
     Every method is safe to cancel: the engine stops, permits come back, and ``meter`` has been given what
     was spent. Whatever a call spends is added to ``meter`` exactly once, also when it fails; on success the
     sum equals the usage of the result (which, when ``replayed``, is the usage of the original call).

@@ -156,6 +156,13 @@ class Ledger:
         """Until the deadline; infinite without one."""
         return self.deadline - self._clock()
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a limit here or around depends on tokens; if not, prompts need not be counted."""
+        return any(
+            ledger.budget.tokens is not None or ledger.budget.money is not None for ledger in self._chain()
+        )
+
     def tokens_unspent(self) -> int | None:
         """Tokens not spent yet, here and around, reserved ones included; ``None`` without a limit."""
         left = [
@@ -188,10 +195,10 @@ class Ledger:
                 reservation itself, or time is up.
         """
         if self.seconds_left <= 0:
-            raise self._refuse("time is up")
+            raise self.refuse_time()
         if not self._fits(amount):
             if _holding.get() or not self._fits(amount, reserved=False):
-                raise self._refuse(self._shortfall(amount))
+                raise self._refuse(amount)
             waiter = _Waiter(self, amount)
             self._waiters.append(waiter)
             try:
@@ -223,19 +230,28 @@ class Ledger:
                 waiter.future.set_result(None)
             elif not waiter.ledger._fits(waiter.amount, reserved=False):
                 self._waiters.remove(waiter)
-                waiter.future.set_exception(waiter.ledger._refuse(waiter.ledger._shortfall(waiter.amount)))
+                waiter.future.set_exception(waiter.ledger._refuse(waiter.amount))
 
-    def _refuse(self, why: str) -> BudgetExhausted:
+    def refuse_time(self) -> BudgetExhausted:
+        """The error for a deadline that has passed; marks the ledgers whose it is."""
+        for ledger in self._chain():
+            ledger.refused |= ledger.seconds_left <= 0
+        return BudgetExhausted("The budget is exhausted: time is up.")
+
+    def _refuse(self, amount: Amount) -> BudgetExhausted:
+        """The error for an amount that does not fit; marks the ledgers up to the one that is too small."""
+        tightest = self
         for ledger in self._chain():
             ledger.refused = True
-        return BudgetExhausted(f"The budget is exhausted: {why}.")
-
-    def _shortfall(self, amount: Amount) -> str:
-        tightest = next(led for led in self._chain() if not led._fits_here(amount, reserved=True))
-        need = f"the next call may need {amount.tokens} tokens"
+            if not ledger._fits_here(amount, reserved=True):
+                tightest = ledger
+                break
         spent = _charge(tightest.spent)
         limits = ", ".join(f"{k}={v}" for k, v in tightest.budget.model_dump(exclude_none=True).items())
-        return f"{need}; spent {spent.tokens} tokens in {spent.calls} calls of {limits}"
+        return BudgetExhausted(
+            f"The budget is exhausted: the next call may need {amount.tokens} tokens; "
+            f"spent {spent.tokens} tokens in {spent.calls} calls of {limits}."
+        )
 
     @property
     def idle(self) -> bool:

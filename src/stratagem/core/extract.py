@@ -20,12 +20,12 @@ _PHRASE: Final = re.compile(
 _SENTENCE_END: Final = re.compile(r"[.!?](?=[\s*_\"')\]]|$)")
 _DELIMITERS: Final = {"$$": "$$", "\\[": "\\]", "\\(": "\\)", "$": "$"}
 _FORMULA: Final = re.compile(
-    r"\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]|\$\$([^$]{1,400})\$\$|\$(?!\s)([^$\n]{1,400})(?<!\s)\$(?!\d)", re.DOTALL
+    r"\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]|\$\$([^$]{1,400})\$\$|\$(?!\s)([^$\n]{1,400})(?<!\s)\$(?!\d)",
+    re.DOTALL,
 )
 _NUMBER: Final = re.compile(
-    r"(?<![\w)\].])-?\\[dt]?frac\s?\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}"
-    r"|(?:(?<![\w)\]. ])|(?<![\w)\]] )(?<= ))-?\$?\d[\d,]*(?:\.\d+)?(?:\s?\\?%|(?: \d{1,3})?/\d+)?"
-    r"|\d[\d,]*(?:\.\d+)?(?:/\d+|\\?%)?"
+    r"[-−]?(?:\\[dt]?frac\s?\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}"
+    r"|\$?(?:\d+ \d+/\d+|\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?(?:/\d+)?|\.\d+)(?:\s?\\?%)?)"
 )
 _EDGE: Final = " \t\r\n*_`\"'"
 
@@ -113,7 +113,11 @@ def _last_value(text: str) -> str | None:
     for match in _NUMBER.finditer(text, formula.end() if formula else 0):
         number = match
     if number is not None:
-        return tidy(number[0].replace("-$", "-")) or None
+        found = number[0].replace("−", "-").replace("-$", "-")
+        before = text[: number.start()].rstrip()[-1:]
+        # After an operand a minus is a subtraction or a dash: "10 - 3", "5-3".
+        minus_is_sign = not (before.isdigit() or before == ")" or text[: number.start()][-1:].isalpha())
+        return tidy(found if minus_is_sign else found.removeprefix("-"))
     if formula is not None:
         return tidy(next(group for group in formula.groups() if group is not None)) or None
     return None
@@ -133,25 +137,25 @@ def _choice(text: str, stated: str | None, choices: Sequence[str]) -> str | None
 
 def _mentions(text: str, choices: Sequence[str], *, bare: bool) -> list[tuple[int, str]]:
     """Where each choice is named, in order. A letter alone counts only if `bare`: "A" is also an article."""
-    found: dict[int, tuple[int, str]] = {}
+    found: list[tuple[int, int, str]] = []
     for choice in choices:
         core = choice.strip().strip("()").rstrip(".):")
         if not core:
             continue
         body = re.escape(core)
         if len(core) == 1 and core.isalpha():
-            marked = rf"\({body}\)|(?:(?i:option|choice|answer)\s+|\*\*){body}\b|(?<![\w']){body}(?:[):]|\.(?!\w))"
+            marked = (
+                rf"\({body}\)|(?:(?i:option|choice|answer)\s+|\*\*){body}\b|(?<![\w']){body}(?:[):]|\.(?!\w))"
+            )
             pattern = re.compile(marked + (rf"|(?<![\w'\\]){body}(?![\w'])" if bare else ""))
         else:
             pattern = re.compile(rf"(?<![\w.]){body}(?!\w|\.\d)", re.IGNORECASE)
-        for match in pattern.finditer(text):
-            end = match.end()
-            # Of two choices that end at one place the longer is meant: "not guilty", not "guilty".
-            if end not in found or len(choice) > len(found[end][1]):
-                found[end] = (match.start(), choice)
-    inside = [
-        (start, end, choice)
-        for end, (start, choice) in found.items()
-    ]
-    inside.sort()
-    return [(start, choice) for start, _end, choice in inside]
+        found.extend((match.start(), -match.end(), choice) for match in pattern.finditer(text))
+    named: list[tuple[int, str]] = []
+    reached = 0
+    for start, minus_end, choice in sorted(found):
+        # Inside a longer choice a shorter one is not named: "not guilty" does not name "guilty".
+        if -minus_end > reached:
+            named.append((start, choice))
+            reached = -minus_end
+    return named

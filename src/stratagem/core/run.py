@@ -33,7 +33,6 @@ from stratagem.core.budget import Amount, Budget, Ledger, Reservation, holding
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import (
     BudgetExhausted,
-    ContextLengthError,
     UnsupportedError,
     VerifierError,
     boundary,
@@ -195,7 +194,7 @@ class Run:
             raise UnsupportedError(f"{backend.name} cannot score given continuations.")
         # One token per byte is the most a byte-level vocabulary can need.
         longest = sum(len(text.encode()) + 1 for text in continuations)
-        prompt_tokens = await backend.count_tokens(messages)
+        prompt_tokens = await self._count(messages, role)
         prices = (await backend.capabilities()).prices
         tokens = prompt_tokens * len(continuations) + longest
         amount = Amount(tokens, len(continuations), prices.of(tokens, len(continuations)))
@@ -285,8 +284,7 @@ class Run:
         except TimeoutError as error:
             if not timer.expired():
                 raise
-            self.ledger.refused = True
-            raise BudgetExhausted("The budget is exhausted: time is up.") from error
+            raise self.ledger.refuse_time() from error
 
     def child(self, budget: Budget | None = None) -> Run:
         """A run inside this one: same models and trace, nested ledger, its own seed."""
@@ -327,14 +325,9 @@ class Run:
         """
         backend = self.model(role)
         caps = await backend.capabilities()
-        prompt_tokens = await backend.count_tokens(request.messages)
+        prompt_tokens = await self._count(request.messages, role)
         max_tokens = request.max_tokens
-        if caps.context is not None and caps.exact_count:
-            if prompt_tokens >= caps.context:
-                raise ContextLengthError(
-                    f"The prompt has {prompt_tokens} tokens and {caps.model} takes {caps.context} in all.",
-                    remedy="Shorten the question or use a model with a longer context.",
-                )
+        if caps.context is not None and caps.exact_count and prompt_tokens < caps.context:
             max_tokens = min(max_tokens, caps.context - prompt_tokens)
         while True:
             # A backend may send siblings as separate requests: each may pay for the prompt.
@@ -350,6 +343,10 @@ class Run:
                 max_tokens = left - prompt_tokens
                 continue
             return replace(request, n=n, max_tokens=max_tokens), reservation
+
+    async def _count(self, messages: Sequence[Message], role: str) -> int:
+        """Tokens of the prompt, where a limit depends on them: counting may be a request to the server."""
+        return await self.model(role).count_tokens(messages) if self.ledger.counts_tokens else 0
 
     @contextmanager
     def _call(self, operation: str, role: str, n: int, reservation: Reservation) -> Iterator[_Call]:
