@@ -1,0 +1,237 @@
+"""The commands and their options. Whatever a command needs is imported inside it, so that help is quick."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from stratagem import __version__
+from stratagem.core.errors import BudgetExhausted, ConfigurationError, StratagemError
+
+_MODEL, _LIMITS, _OUTPUT = "Model", "Limits", "Output"
+
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="An OpenAI-compatible server, as http://localhost:8000/v1. Without it: the shipped model, in process.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME", help="Model on that server.", rich_help_panel=_MODEL),
+]
+KeyEnv = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Environment variable with the API key.", rich_help_panel=_MODEL),
+]
+Limit = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        "-b",
+        metavar="KEY=N,...",
+        help="Any of tokens, calls, seconds, money, as tokens=20000,seconds=30.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", rich_help_panel=_OUTPUT)]
+
+app = typer.Typer(
+    name="stratagem",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Better answers from a language model, by spending more computation on a question, at a known cost.",
+    epilog="Start with:  [bold]stratagem demo[/bold]",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stratagem {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(
+    epilog='[dim]$[/dim] stratagem solve "Ana has 3 apples. Ben has twice as many. How many has Ben?"\n\n'
+    '[dim]$[/dim] stratagem solve "..." -s best_of_n --set n=32 --budget tokens=20000,seconds=30\n\n'
+    "[dim]$[/dim] stratagem solve - --base-url http://localhost:8000/v1 --json < question.txt"
+)
+def solve(
+    question: Annotated[str, typer.Argument(help="What is asked; - reads it from standard input.")],
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy",
+            "-s",
+            metavar="NAME",
+            help="See: stratagem strategies. [dim](default: self_consistency)[/dim]",
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", metavar="FILE", help="A strategy as YAML or JSON.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the strategy, as n=16. Repeatable."),
+    ] = None,
+    base_url: BaseUrl = None,
+    model: Model = None,
+    api_key_env: KeyEnv = None,
+    budget: Limit = None,
+    seed: Annotated[
+        int, typer.Option(help="The same seed gives the same answer.", rich_help_panel=_LIMITS)
+    ] = 0,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="SQLite file that keeps what is finished, so that a killed run can go on.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The run in the store to go on with.", rich_help_panel=_LIMITS),
+    ] = None,
+    as_json: AsJson = False,
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Append every event as a line of JSON.", rich_help_panel=_OUTPUT),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Answer one question."""
+
+    def command() -> Coroutine[Any, Any, int]:
+        from stratagem._cli.settings import build_strategy, connect, read_question
+        from stratagem._cli.solve import solve as run
+        from stratagem.core.budget import Budget
+
+        if strategy is not None and config is not None:
+            raise ConfigurationError(
+                "--strategy and --config exclude each other.", remedy="Give one of them."
+            )
+        if run_id is not None and store is None:
+            raise ConfigurationError(
+                "--run-id needs --store.", remedy="Name the file that the run is kept in."
+            )
+        chosen = build_strategy(config or strategy or "self_consistency", settings or ())
+        limits = None if budget is None else Budget.parse(budget)
+        return run(
+            read_question(question),
+            chosen,
+            connect(base_url, model, api_key_env),
+            budget=limits,
+            seed=seed,
+            store=store,
+            run_id=run_id,
+            as_json=as_json,
+            trace_file=trace,
+        )
+
+    _finish(command, debug)
+
+
+@app.command()
+def strategies(as_json: AsJson = False, debug: Debug = False) -> None:
+    """List strategies and verifiers, with their parameters."""
+
+    def command() -> Coroutine[Any, Any, int]:
+        from stratagem._cli.listing import list_components
+
+        return list_components(as_json=as_json)
+
+    _finish(command, debug)
+
+
+@app.command(epilog="[dim]$[/dim] stratagem doctor --base-url http://localhost:8000/v1")
+def doctor(
+    base_url: BaseUrl = None,
+    model: Model = None,
+    api_key_env: KeyEnv = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check the installation and what the model's side can do. Exit code 1 when something is broken."""
+
+    def command() -> Coroutine[Any, Any, int]:
+        from stratagem._cli.doctor import doctor as run
+        from stratagem._cli.settings import connect
+
+        return run(connect(base_url, model, api_key_env), embedded=base_url is None, as_json=as_json)
+
+    _finish(command, debug)
+
+
+def _finish(command: Callable[[], Coroutine[Any, Any, int]], debug: bool) -> NoReturn:
+    """Run a command to its exit code; an error of ours is one line."""
+    from stratagem._cli.interrupt import INTERRUPTED, run
+
+    try:
+        code = run(command())
+    except asyncio.CancelledError:
+        code = INTERRUPTED
+    except StratagemError as error:
+        if debug:
+            traceback.print_exc()
+        remedy = "Raise --budget." if isinstance(error, BudgetExhausted) and not error.remedy else ""
+        _say(f"{error} {remedy}")
+        code = 2
+    raise typer.Exit(code)
+
+
+def _say(message: str) -> None:
+    from stratagem._cli.console import say_error
+
+    say_error(message)
+
+
+# typer has its own copy of click since 0.20 and the real one before: both have this shape.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def main() -> int:
+    """Run the command line; gives the exit code: 0 done, 1 something is broken, 2 an error, 130 Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII terminal gets question marks, not a crash
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except _UsageError as error:
+        _say(_usage(error))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _usage(error: Any) -> str:
+    message = str(error.format_message()).strip()
+    where = error.ctx.command_path if getattr(error, "ctx", None) else "stratagem"
+    return f"{message.rstrip('.')}. See: {where} --help"

@@ -1,0 +1,125 @@
+"""What a run is doing, told by its trace: for the live line, and for the answer when it is interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from stratagem._cli.console import ACCENT, DIM, SEPARATOR, count, interactive, percent, seconds, stderr
+from stratagem.core.backend import Finish
+from stratagem.core.run import POLICY
+from stratagem.core.task import Answer, Candidate, Task
+from stratagem.core.trace import (
+    CallFinished,
+    CallStarted,
+    CompletionArrived,
+    Proposed,
+    Record,
+    Retried,
+)
+from stratagem.core.usage import Usage
+
+
+class Progress:
+    """A trace listener that keeps the counts and the best answer so far."""
+
+    def __init__(self, task: Task, label: str) -> None:
+        self._task = task
+        self._label = label
+        self._began = time.monotonic()
+        self._candidates: list[Candidate] = []
+        self._open: dict[int, int] = {}  # tokens that have arrived, by call in flight
+        self._answering: set[int] = set()  # calls in flight whose completions are candidates
+        self._spent = Usage()
+        self._best: Proposed | None = None
+        self._retries = 0
+        self._spinner = Spinner("dots", style=ACCENT)
+
+    def __call__(self, record: Record) -> None:
+        match record.event:
+            case CallStarted(call=call, role=role):
+                self._open[call] = 0
+                if role == POLICY:
+                    self._answering.add(call)
+            case CompletionArrived() as arrived:
+                self._open[arrived.call] = self._open.get(arrived.call, 0) + arrived.token_count
+                if arrived.call in self._answering:
+                    answer = self._task.extract(arrived.text)
+                    finish: Finish = "length" if arrived.finish == "length" else "stop"
+                    self._candidates.append(Candidate(arrived.text, answer, finish, arrived.token_count))
+            case CallFinished() as finished:
+                self._open.pop(finished.call, None)
+                self._answering.discard(finished.call)
+                if not finished.replayed:
+                    self._spent = self._spent + finished.usage
+            case Proposed() as proposed:
+                self._best = proposed
+            case Retried():
+                self._retries += 1
+            case _:
+                pass
+
+    def __rich__(self) -> Table:
+        parts = [
+            count(len(self._candidates), "sample"),
+            f"{len(self._open)} in flight",
+            count(self._spent.tokens + sum(self._open.values()), "token"),
+            seconds(time.monotonic() - self._began),
+        ]
+        if self._retries:
+            parts.append(count(self._retries, "retry").replace("retrys", "retries"))
+        line = Text.assemble(self._label, (SEPARATOR + SEPARATOR.join(parts), DIM), overflow="ellipsis")
+        row = Table.grid(padding=(0, 1))
+        row.add_column(width=1)
+        row.add_column(no_wrap=True)
+        row.add_row(self._spinner, line)
+        if self._best is not None:
+            best = Text.assemble(("best so far ", DIM), self._best.value or "no answer", overflow="ellipsis")
+            if self._best.confidence is not None:
+                best.append(f" ({percent(self._best.confidence)})", DIM)
+            row.add_row("", best)
+        return row
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Draw it while the block runs; nothing at all unless somebody watches."""
+        if not interactive():
+            yield
+            return
+        with Live(
+            self,
+            console=stderr(),
+            transient=True,
+            refresh_per_second=12,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ):
+            yield
+
+    def partial(self, run_id: str) -> Answer | None:
+        """The best answer so far as that of a cancelled run; ``None`` when there is none yet."""
+        if self._best is None:
+            return None
+        value = self._best.value
+        text = next((c.text for c in reversed(self._candidates) if c.answer == value), value or "")
+        return Answer(
+            text=text,
+            value=value,
+            confidence=self._best.confidence,
+            candidates=tuple(self._candidates),
+            stopped="cancelled",
+            usage=self._spent,
+            seconds=time.monotonic() - self._began,
+            run_id=run_id,
+        )
+
+    @property
+    def spent(self) -> Usage:
+        """What ended calls have cost so far."""
+        return self._spent

@@ -1,0 +1,127 @@
+"""From what stands on the command line to objects, with errors that name it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+from stratagem.core.backend import Backend
+from stratagem.core.component import Component
+from stratagem.core.errors import ConfigurationError, DataError
+from stratagem.core.protocols import Strategy
+
+_NONE = {"none", "null"}
+
+
+def read_question(argument: str) -> str:
+    """The question itself, or standard input for ``-``.
+
+    Raises:
+        DataError: it is not UTF-8.
+        ConfigurationError: it is empty.
+    """
+    if argument == "-":
+        data, where = sys.stdin.buffer.read(), "standard input"
+    else:
+        data, where = os.fsencode(argument), "the question"
+    try:
+        question = data.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where[0].upper()}{where[1:]} is not UTF-8 text (byte {error.start}).",
+            remedy="Convert it, for example with: iconv -t utf-8.",
+        ) from None
+    if not question:
+        raise ConfigurationError(
+            f"The question is empty ({where}).",
+            remedy='Write it like: stratagem solve "What is 2 + 3?", or - to read standard input.',
+        )
+    return question
+
+
+def connect(base_url: str | None, model: str | None, api_key_env: str | None) -> Backend:
+    """The backend that the model options name.
+
+    Raises:
+        ConfigurationError: the environment variable is not set, or an option cannot be used.
+    """
+    import stratagem as sg
+
+    if api_key_env is None:
+        return sg.connect(base_url, model=model)
+    key = os.environ.get(api_key_env)
+    if not key:
+        raise ConfigurationError(
+            f"The environment variable {api_key_env} is not set.", remedy=f"Run: export {api_key_env}=..."
+        )
+    return sg.connect(base_url, model=model, api_key=key)
+
+
+def build_strategy(source: str, settings: Sequence[str] = ()) -> Strategy:
+    """A strategy by name or from a file, with ``key=value`` settings over it.
+
+    A value is typed by the field it is for; ``none`` empties an optional field; ``{...}`` and ``[...]`` are
+    YAML. ``verifier.role=judge`` sets a field of a part.
+
+    Raises:
+        ConfigurationError: naming the key and what is allowed there.
+    """
+    data = (
+        Strategy.load(source).dump()
+        if Path(source).suffix in {".yaml", ".yml", ".json"}
+        else {"kind": source}
+    )
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip("."):
+            raise ConfigurationError(
+                f"--set {setting!r} is not KEY=VALUE.", remedy="Write it like --set n=16."
+            )
+        _put(data, Strategy.named(data["kind"]), key.strip().split("."), value)
+    return Strategy.load(data)
+
+
+def _put(data: dict[str, Any], member: type[Component], path: Sequence[str], value: str) -> None:
+    name, *rest = path
+    field = member.model_fields.get(name)
+    if not rest:
+        data[name] = _decode(value, field.annotation if field else None)
+        return
+    part = data.get(name)
+    if part is None and field is not None:
+        part = field.get_default(call_default_factory=True)
+    part = part.dump() if isinstance(part, Component) else {"kind": part} if isinstance(part, str) else part
+    if not isinstance(part, dict) or "kind" not in part:
+        raise ConfigurationError(
+            f"--set {'.'.join(path)}: {member.kind} has no part {name!r} to set it on.",
+            remedy=f"Name the part first, like --set {name}=KIND.",
+        )
+    family = _family(member, name, part)
+    _put(part, family.named(part["kind"]), rest, value)
+    data[name] = part
+
+
+def _family(member: type[Component], name: str, part: Mapping[str, Any]) -> type[Component]:
+    """The family (strategy, verifier) that a field's type names."""
+    annotation = member.model_fields[name].annotation if name in member.model_fields else None
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Component):
+            return candidate
+    raise ConfigurationError(f"{member.kind} has no part {name!r}; it was given {part['kind']!r}.")
+
+
+def _decode(value: str, annotation: Any) -> Any:
+    if value.lower() in _NONE and NoneType in get_args(annotation):
+        return None
+    if value[:1] in ("{", "["):
+        import yaml
+
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigurationError(f"{value!r} is not YAML.", remedy="Close its brackets.") from None
+    return value  # pydantic types it by the field
