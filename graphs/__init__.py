@@ -1,0 +1,8 @@
+"""Strategies in LangGraph: as nodes of your own graphs, and as runs that are kept and resumed."""
+
+from stratagem.graphs.nodes import StrategyNode, node
+from stratagem.graphs.pictures import picture
+from stratagem.graphs.runner import Runner, RunState
+from stratagem.graphs.stores import Store
+
+__all__ = ["RunState", "Runner", "Store", "StrategyNode", "node", "picture"]

@@ -1,0 +1,304 @@
+"""Runs that outlive their process.
+
+A run is one thread of a LangGraph graph with a single node. Its specification stands in the first checkpoint,
+its answer in the last; in between, the finished model calls are the journal's to keep (a backend that wraps
+the models given here). So a run that was killed is started from its beginning, with the same seed, and gets
+from the journal what it has paid for already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NotRequired, Self, TypedDict, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import Checkpoint
+from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
+
+from stratagem.core.backend import Backend
+from stratagem.core.budget import Budget, Ledger
+from stratagem.core.errors import ConfigurationError, StoreError, StratagemError
+from stratagem.core.execute import execute
+from stratagem.core.protocols import Strategy
+from stratagem.core.run import Run
+from stratagem.core.task import Answer, Task
+from stratagem.core.trace import Trace
+from stratagem.graphs.stores import Store, open_store
+
+_FORMAT = 1  # of what is kept; a reader refuses a newer one
+_MARK = "stratagem"  # in the metadata of our checkpoints: the same database may hold other graphs
+_NODE = "strategy"
+
+
+class _Spec(TypedDict):
+    """All that decides the answer of a run, as plain data."""
+
+    format: int
+    strategy: dict[str, Any]
+    task: dict[str, Any]
+    seed: int
+    budget: dict[str, Any]
+
+
+class _State(TypedDict):
+    spec: _Spec
+    seconds: NotRequired[float]  # run so far, in sittings that were interrupted
+    answer: NotRequired[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What a run needs and no checkpoint holds."""
+
+    models: Mapping[str, Backend]
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """A run in a store."""
+
+    run_id: str
+    state: Literal["finished", "unfinished"]
+    strategy: str  # its kind
+    question: str
+    updated: str  # when its last checkpoint was written, in ISO 8601
+
+
+class Runner:
+    """Runs strategies and keeps them in a store; used as ``async with Runner(store) as runner``.
+
+    One runner serves any number of runs at the same time. To watch a run give it a trace with a listener.
+
+    Args:
+        store: ``None`` keeps runs in memory for as long as the runner lives; else the path of an SQLite file,
+            or ``postgresql://user:password@host/database`` (needs the extra ``postgres``).
+        patience: seconds to wait for the server, or for a file that another process has locked.
+
+    Raises:
+        StoreError: (on entering, or by any method) the store cannot be reached, read or written.
+    """
+
+    store: Store
+
+    def __init__(self, store: str | Path | None = None, *, patience: float = 30.0) -> None:
+        self._where = store
+        self._patience = patience
+        self._running: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self.store = await stack.enter_async_context(open_store(self._where, patience=self._patience))
+            self._stack = stack.pop_all()
+        builder = StateGraph(_State, context_schema=_Context)
+        builder.add_node(_NODE, _answer)
+        builder.add_edge(START, _NODE)
+        builder.add_edge(_NODE, END)
+        self._graph = builder.compile(checkpointer=self.store.saver)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def run(
+        self,
+        strategy: Strategy,
+        task: Task,
+        models: Mapping[str, Backend],
+        *,
+        budget: Budget | None = None,
+        seed: int = 0,
+        run_id: str | None = None,
+        trace: Trace | None = None,
+    ) -> Answer:
+        """The strategy's answer. A run of that id that was interrupted is resumed, a finished one is read.
+
+        Args:
+            models: backends by role, wrapped in a journal if a resumed run shall pay for no call twice.
+            budget: holds for the whole run: what a journal replays counts again, and so do the seconds of
+                earlier sittings, but not those of a sitting that was killed.
+            run_id: a name for the run (default: one is made of the time).
+
+        Raises:
+            ConfigurationError: that id is another run's, or is running now.
+        """
+        if not -(2**63) <= seed < 2**63:
+            raise ConfigurationError(f"The seed {seed} has more than 64 bits.", remedy="Use a smaller one.")
+        spec = _Spec(
+            format=_FORMAT,
+            strategy=strategy.dump(),
+            task=task.model_dump(mode="json"),
+            seed=seed,
+            budget=(budget or Budget()).model_dump(mode="json"),
+        )
+        run_id = _checked(run_id) if run_id is not None else _new_id()
+        known = await self._read(run_id)
+        if known is not None:
+            _same(run_id, known["spec"], spec)
+        return await self._go(run_id, known or _State(spec=spec), models, trace, fresh=known is None)
+
+    async def resume(
+        self, run_id: str, models: Mapping[str, Backend], *, trace: Trace | None = None
+    ) -> Answer:
+        """The answer of a run in the store: read if it is finished, else worked out from where it stopped.
+
+        Raises:
+            ConfigurationError: there is no run of that id, or it is running now.
+        """
+        known = await self._read(run_id)
+        if known is None:
+            raise ConfigurationError(
+                f"There is no run {run_id!r} in the store {self.store.name}.",
+                remedy=_some([state.run_id for state in await self.runs()]),
+            )
+        return await self._go(run_id, known, models, trace, fresh=False)
+
+    async def runs(self) -> list[RunState]:
+        """All runs in the store, the one last active first."""
+        states: dict[str, RunState] = {}
+        with self.store.guard():
+            async for item in self.store.saver.alist(None, filter={_MARK: _FORMAT}):
+                run_id = item.config.get("configurable", {})["thread_id"]
+                kept = _kept(item.checkpoint)
+                if run_id not in states and kept is not None:
+                    states[run_id] = RunState(
+                        run_id,
+                        "finished" if "answer" in kept else "unfinished",
+                        kept["spec"]["strategy"]["kind"],
+                        Task.model_validate(kept["spec"]["task"]).question,
+                        item.checkpoint["ts"],
+                    )
+        return sorted(states.values(), key=lambda state: state.updated, reverse=True)
+
+    async def _read(self, run_id: str) -> _State | None:
+        with self.store.guard():
+            item = await self.store.saver.aget_tuple({"configurable": {"thread_id": run_id}})
+        if item is None:
+            return None
+        kept = _kept(item.checkpoint)
+        if kept is None or item.metadata.get(_MARK) != _FORMAT:
+            raise StoreError(
+                f"{run_id!r} in the store {self.store.name} is no run that this version reads.",
+                remedy="It may be another graph's thread, or from a newer Stratagem: use another id.",
+            )
+        return kept
+
+    async def _go(
+        self,
+        run_id: str,
+        state: _State,
+        models: Mapping[str, Backend],
+        trace: Trace | None,
+        *,
+        fresh: bool,
+    ) -> Answer:
+        if "answer" in state:
+            return Answer.model_validate(state["answer"])
+        if run_id in self._running:
+            raise ConfigurationError(
+                f"Run {run_id!r} is running now.", remedy="Wait for it, or name another."
+            )
+        trace = trace or Trace()
+        trace.run_id = trace.run_id or run_id
+        config: RunnableConfig = {
+            "configurable": {"thread_id": run_id},
+            "metadata": {_MARK: _FORMAT},
+            "run_name": run_id,
+        }
+        self._running.add(run_id)
+        started = time.monotonic()
+        try:
+            with self.store.guard():
+                values = await self._graph.ainvoke(
+                    state if fresh else None, config, context=_Context(models, trace), durability="sync"
+                )
+        except (asyncio.CancelledError, StratagemError) as error:
+            if state["spec"]["budget"]["seconds"] is not None and not isinstance(error, StoreError):
+                await self._note(config, state.get("seconds", 0.0) + time.monotonic() - started)
+            raise
+        finally:
+            self._running.discard(run_id)
+        return Answer.model_validate(values["answer"])
+
+    async def _note(self, config: RunnableConfig, seconds: float) -> None:
+        """Keep how long an interrupted sitting was."""
+        # The interruption is what the caller must hear of, not this.
+        with suppress(StoreError), self.store.guard():
+            await self._graph.aupdate_state(config, {"seconds": seconds}, as_node=START)
+
+
+async def _answer(state: _State, runtime: Runtime[_Context]) -> dict[str, Any]:
+    """The graph's only node."""
+    spec, context, info = state["spec"], runtime.context, runtime.execution_info
+    assert info is not None  # LangGraph fills it before it calls a node
+    budget = Budget.model_validate(spec["budget"])
+    if budget.seconds is not None:
+        left = max(0.0, budget.seconds - state.get("seconds", 0.0))
+        budget = budget.model_copy(update={"seconds": left})
+    run = Run(
+        context.models,
+        ledger=Ledger(budget),
+        seed=spec["seed"],
+        trace=context.trace,
+        run_id=info.thread_id or "",
+    )
+    answer = await execute(Strategy.load(spec["strategy"]), Task.model_validate(spec["task"]), run)
+    return {"answer": answer.model_dump(mode="json")}
+
+
+def _kept(checkpoint: Checkpoint) -> _State | None:
+    """The state in a checkpoint; that of the first one still waits in the graph's entry."""
+    values = checkpoint["channel_values"]
+    if "spec" not in values:
+        values = values.get(START) or {}
+    return cast(_State, values) if "spec" in values else None
+
+
+def _new_id() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def _checked(run_id: str) -> str:
+    if not 0 < len(run_id) <= 200 or not run_id.isprintable():
+        raise ConfigurationError(f"{run_id!r} is no run id.", remedy="Use 1 to 200 printable characters.")
+    return run_id
+
+
+def _same(run_id: str, known: _Spec, given: _Spec) -> None:
+    """Refuse to mix two runs under one id."""
+    old, new = dict(known), dict(given)
+    differing = [key for key in ("strategy", "task", "seed", "budget") if old[key] != new[key]]
+    if not differing:
+        return
+    key = differing[0]
+    was, now = _brief(old[key], new[key]), _brief(new[key], old[key])
+    raise ConfigurationError(
+        f"Run {run_id!r} exists with another {' and '.join(differing)}: {was}, not {now}.",
+        remedy="Give the new run another id, or resume the old one by its id alone.",
+    )
+
+
+def _brief(value: Any, other: Any) -> str:
+    """What is in ``value`` and not in ``other``, short enough for a message."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        value = {k: v for k, v in value.items() if k == "kind" or k not in other or other[k] != v}
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _some(run_ids: list[str]) -> str:
+    if not run_ids:
+        return "It has no runs."
+    shown = ", ".join(run_ids[:5])
+    return f"It has {shown}." if len(run_ids) <= 5 else f"It has {shown} and {len(run_ids) - 5} more."
