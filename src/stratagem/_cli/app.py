@@ -75,6 +75,19 @@ def root(
         typer.echo(context.get_help())
 
 
+@app.command()
+def demo(debug: Debug = False) -> None:
+    """See more computation give better answers: in about a minute, on this machine, with nothing to download."""
+
+    def command() -> Coroutine[Any, Any, int]:
+        from stratagem._cli.demo import demo as run
+        from stratagem._cli.settings import connect
+
+        return run(connect(None, None, None))
+
+    _finish(command, debug)
+
+
 @app.command(
     epilog='[dim]$[/dim] stratagem solve "Ana has 3 apples. Ben has twice as many. How many has Ben?"\n\n'
     '[dim]$[/dim] stratagem solve "..." -s best_of_n --set n=32 --budget tokens=20000,seconds=30\n\n'
@@ -183,6 +196,66 @@ def doctor(
         from stratagem._cli.settings import connect
 
         return run(connect(base_url, model, api_key_env), embedded=base_url is None, as_json=as_json)
+
+    _finish(command, debug)
+
+
+@app.command(
+    epilog="[dim]$[/dim] stratagem bench gym:words --strategies direct,best_of_n --limit 100 --out words\n\n"
+    "[dim]$[/dim] stratagem bench gsm8k:test.jsonl --strategies few=self_consistency,many=self_consistency "
+    "--set few.n=4 --set many.n=64 --out votes"
+)
+def bench(
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="gym:SKILL, gym:SKILL/SPLIT, or gsm8k:FILE, svamp:FILE, jsonl:FILE."
+        ),
+    ],
+    strategies: Annotated[
+        str, typer.Option("--strategies", metavar="A,B,...", help="Names, or LABEL=NAME, or LABEL=FILE.yaml.")
+    ],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of the results. The same one goes on.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="LABEL.KEY=VALUE", help="A parameter of one strategy. Repeatable."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N problems.")] = None,
+    seeds: Annotated[int, typer.Option(metavar="K", min=1, help="Runs of each problem.")] = 1,
+    base_url: BaseUrl = None,
+    model: Model = None,
+    api_key_env: KeyEnv = None,
+    budget: Limit = None,
+    concurrency: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Runs at the same time.", rich_help_panel=_LIMITS)
+    ] = 16,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out broken lines.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare strategies on problems with known answers. Interrupted, the same command goes on."""
+
+    def command() -> Coroutine[Any, Any, int]:
+        from pathlib import Path
+
+        from stratagem._cli.bench import bench as run
+        from stratagem._cli.bench import build_strategies
+        from stratagem._cli.settings import connect
+        from stratagem.bench.data import load
+        from stratagem.core.budget import Budget
+
+        chosen = build_strategies(strategies, settings or ())
+        problems = load(task, limit=limit, skip_broken=skip_broken)
+        return run(
+            problems,
+            chosen,
+            connect(base_url, model, api_key_env),
+            out=Path(out),
+            seeds=seeds,
+            budget=None if budget is None else Budget.parse(budget),
+            concurrency=concurrency,
+            as_json=as_json,
+        )
 
     _finish(command, debug)
 

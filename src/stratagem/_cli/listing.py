@@ -130,9 +130,9 @@ def _table(parameters: tuple[Parameter, ...]) -> Table:
     table.add_column(max_width=22)
     table.add_column(style=DIM, overflow="fold")
     for p in parameters:
-        limits = "".join(f" {_SIGNS[key]} {value:g}" for key, value in p.limits.items())
+        form = "; ".join([p.type, *(f"{_SIGNS[key]} {value:g}" for key, value in p.limits.items())])
         default = Text("required", style=STRONG) if p.required else Text(_shown(p.default))
-        table.add_row(p.name, default, Text(f"{p.description} ({p.type}{limits})".strip()))
+        table.add_row(p.name, default, Text(f"{p.description} ({form})".strip()))
     return table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.live import Live
+from rich.padding import Padding
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -65,7 +66,7 @@ class Progress:
             case _:
                 pass
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Padding:
         parts = [
             count(len(self._candidates), "sample"),
             f"{len(self._open)} in flight",
@@ -84,7 +85,7 @@ class Progress:
             if self._best.confidence is not None:
                 best.append(f" ({percent(self._best.confidence)})", DIM)
             row.add_row("", best)
-        return row
+        return Padding(row, (0, 2))
 
     @contextmanager
     def shown(self) -> Iterator[None]:

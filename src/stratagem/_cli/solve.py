@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 import stratagem as sg
@@ -29,9 +27,7 @@ from stratagem._cli.console import (
 )
 from stratagem._cli.interrupt import INTERRUPTED
 from stratagem._cli.progress import Progress
-
-_ROWS = 6  # of the table of answers
-_BAR = 16
+from stratagem._cli.votes import votes
 
 _WHY = {
     "complete": "complete",
@@ -147,40 +143,3 @@ def cost_line(answer: sg.Answer, strategy: sg.Strategy, llm: sg.Backend) -> Text
     line.append(_WHY[answer.stopped], style=DIM if answer.stopped == "complete" else f"not dim {BAD}")
     line.append(f"\n{llm.name}{SEPARATOR}run {answer.run_id}", style=DIM)
     return line
-
-
-def votes(candidates: Sequence[sg.Candidate], chosen: str | None) -> Table:
-    """Candidates grouped by their answer, the chosen one first, with the best score of each group."""
-    groups: dict[str | None, list[sg.Candidate]] = {}
-    for candidate in candidates:
-        groups.setdefault(None if candidate.answer is None else candidate.answer.strip(), []).append(
-            candidate
-        )
-    key = None if chosen is None else chosen.strip()
-    order = sorted(groups, key=lambda a: (a != key, a is None, -len(groups[a])))
-    scores = sorted({name for c in candidates for name in c.scores})
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style=DIM)
-    table.add_column("answer", overflow="fold", max_width=40)
-    table.add_column("votes")
-    for name in scores:
-        table.add_column(f"best {name}", justify="right")
-    for answer in order[:_ROWS]:
-        members = groups[answer]
-        style = STRONG if answer == key else ""
-        bar = "━" * max(1, round(_BAR * len(members) / len(candidates)))
-        table.add_row(
-            Text(
-                answer if answer is not None else "no answer", style=style or (DIM if answer is None else "")
-            ),
-            Text.assemble((bar, ACCENT if answer == key else DIM), f" {len(members)}"),
-            *(_best(members, name) for name in scores),
-        )
-    if len(order) > _ROWS:
-        rest = sum(len(groups[a]) for a in order[_ROWS:])
-        table.add_row(Text(f"{len(order) - _ROWS} more", style=DIM), Text(str(rest), style=DIM))
-    return table
-
-
-def _best(members: Sequence[sg.Candidate], name: str) -> Text:
-    known = [c.scores[name] for c in members if name in c.scores]
-    return Text(f"{max(known):.2f}" if known else "abstained", style="" if known else DIM)

@@ -1,0 +1,192 @@
+"""``stratagem bench``: strategies on problems with known answers, with intervals and paired differences."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+import stratagem as sg
+from stratagem._cli.console import BAD, DIM, GOOD, STRONG, count, say_error, show, write_line
+from stratagem._cli.interrupt import INTERRUPTED
+from stratagem._cli.scoreboard import Scoreboard
+from stratagem._cli.settings import build_strategy
+from stratagem.bench.data import Dataset
+from stratagem.bench.results import Results
+from stratagem.bench.runner import Progress, run_bench
+from stratagem.bench.statistics import Estimate
+from stratagem.bench.summary import Summary, summarise
+
+_ALL_PAIRS = 4  # strategies up to which every pair is compared, and not only each with the first
+
+
+def build_strategies(names: str, settings: Sequence[str]) -> dict[str, sg.Strategy]:
+    """Strategies by label, from ``a,b,label=c`` and settings ``label.key=value``.
+
+    Raises:
+        ConfigurationError: no name, a label twice, or a setting whose label is not there.
+    """
+    sources: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in names.split(","))):
+        label, equals, source = part.partition("=")
+        if label in sources:
+            raise sg.ConfigurationError(
+                f"--strategies has {label!r} twice.", remedy="Give each a label, like few=best_of_n."
+            )
+        sources[label] = source if equals else label
+    if not sources:
+        raise sg.ConfigurationError(
+            "--strategies is empty.", remedy="Write it like chain_of_thought,best_of_n."
+        )
+    chosen: dict[str, list[str]] = {label: [] for label in sources}
+    for setting in settings:
+        label, dot, rest = setting.partition(".")
+        if not dot or label not in chosen or "=" in label:
+            raise sg.ConfigurationError(
+                f"--set {setting!r} names none of {', '.join(sources)}.",
+                remedy=f"Write it like --set {next(iter(sources))}.n=16.",
+            )
+        chosen[label].append(rest)
+    return {label: build_strategy(source, chosen[label]) for label, source in sources.items()}
+
+
+async def bench(
+    problems: Dataset,
+    strategies: Mapping[str, sg.Strategy],
+    llm: sg.Backend,
+    *,
+    out: Path,
+    seeds: int,
+    budget: sg.Budget | None,
+    concurrency: int,
+    as_json: bool,
+) -> int:
+    """Run, print the table, write the report, and give the exit code."""
+    board = Scoreboard(list(strategies), len(problems) * seeds)
+    total = 0
+
+    def follow(progress: Progress) -> None:
+        nonlocal total
+        total = progress.total
+        if progress.cell is not None:
+            board.add(progress.cell)
+
+    code = 0
+    try:
+        with board.shown():
+            results = await run_bench(
+                problems,
+                strategies,
+                {"policy": llm},
+                out=out,
+                seeds=range(seeds),
+                budget=budget,
+                concurrency=concurrency,
+                listener=follow,
+            )
+    except asyncio.CancelledError:
+        if not total:  # before the first run: there is no folder to read
+            raise
+        results, code = Results.read(out), INTERRUPTED
+    finally:
+        await llm.aclose()
+    summary = await asyncio.to_thread(summarise, results)
+    if as_json:
+        write_line(json.dumps(_as_data(summary, results, out), ensure_ascii=False))
+    else:
+        show(*rendered(summary, results))
+    for note in results.skipped:
+        say_error(note, label="skipped")
+    if results.failed:
+        first = next(cell.error for cell in results.failed)
+        say_error(f"{count(len(results.failed), 'run')} failed; the same command tries them again: {first}")
+    if results.missing:
+        say_error(f"{results.missing} of {total} runs are left; the same command goes on", label="stopped")
+    return code or (1 if results.failed else 0)
+
+
+def rendered(summary: Summary, results: Results) -> list[RenderableType]:
+    """A row of figures for each strategy, then the differences between them on the same problems."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style=DIM)
+    table.add_column("strategy", overflow="fold")
+    for name in ("accuracy", "tokens", "calls", "seconds"):
+        table.add_column(name, justify="right", no_wrap=name != "accuracy")
+    best = max((row.accuracy.value for row in summary.rows if row.runs), default=math.nan)
+    for row in summary.rows:
+        table.add_row(
+            Text(row.strategy, style=STRONG if row.accuracy.value == best else ""),
+            points(row.accuracy),
+            f"{row.tokens.mean.value:,.0f}",
+            f"{row.calls.mean.value:,.1f}",
+            f"{row.seconds.mean.value:,.2f}",
+        )
+    level = f"{100 * summary.level:g} %"
+    about = (
+        f"{count(len(results.problems), 'problem')}, {count(len(results.seeds), 'seed')}; "
+        f"means per run; {level} bootstrap intervals over problems"
+    )
+    parts: list[RenderableType] = [table, Text(), Text(about, style=DIM)]
+    if len(summary.rows) > 1:
+        parts += [Text(), Text("Paired differences in accuracy, points", style=STRONG), _differences(summary)]
+    return parts
+
+
+def points(estimate: Estimate, *, signed: bool = False) -> Text:
+    """A share of one or a difference of shares, in points, with its interval."""
+    if math.isnan(estimate.value):
+        return Text("unknown", style=DIM)
+    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
+    if signed:
+        return Text.assemble(f"{value:+.1f}", (f" [{low:+.1f}, {high:+.1f}]", DIM))
+    return Text.assemble(f"{value:.1f} %", (f" [{low:.1f}, {high:.1f}]", DIM))
+
+
+def _differences(summary: Summary) -> Table:
+    table = Table.grid(padding=(0, 3, 0, 0))
+    table.add_column(overflow="fold")
+    table.add_column(justify="right")
+    table.add_column()
+    first = summary.rows[0].strategy
+    for difference in summary.differences:
+        if len(summary.rows) > _ALL_PAIRS and difference.b != first:
+            continue
+        clear = difference.accuracy.excludes_zero
+        better = difference.accuracy.value > 0
+        verdict = Text("not clear", style=DIM)
+        if clear:
+            verdict = Text("better", style=GOOD) if better else Text("worse", style=BAD)
+        table.add_row(
+            Text.assemble(difference.a, (" over ", DIM), difference.b),
+            points(difference.accuracy, signed=True),
+            verdict,
+        )
+    return table
+
+
+def _as_data(summary: Summary, results: Results, out: Path) -> dict[str, object]:
+    """What ``--json`` prints: the summary, and where the rest is."""
+    return {
+        "out": str(out),
+        "problems": len(results.problems),
+        "seeds": list(results.seeds),
+        "missing": results.missing,
+        "failed": len(results.failed),
+        **_finite(asdict(summary)),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with ``None`` for what is not a number, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
