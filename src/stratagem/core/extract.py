@@ -24,9 +24,11 @@ _FORMULA: Final = re.compile(
     re.DOTALL,
 )
 _NUMBER: Final = re.compile(
-    r"[-−]?(?:\\[dt]?frac\s?\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}"
+    r"[-\u2212]?(?:\\[dt]?frac\s?\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}"
     r"|\$?(?:\d+ \d+/\d+|\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?(?:/\d+)?|\.\d+)(?:\s?\\?%)?)"
 )
+_MAX_ANSWER: Final = 1000
+"""Characters after "the answer is" that are looked at."""
 _EDGE: Final = " \t\r\n*_`\"'"
 
 
@@ -78,7 +80,7 @@ def _hashes(text: str) -> str | None:
 def _phrase(text: str) -> str | None:
     ends = [match.end() for match in _PHRASE.finditer(text)]
     for end in reversed(ends):
-        rest = text[end:]
+        rest = text[end : end + _MAX_ANSWER]
         opening = next((d for d in _DELIMITERS if rest.startswith(d)), None)
         if opening is not None and not re.match(r"\$\s?\d", rest):
             closing = rest.find(_DELIMITERS[opening], len(opening))
@@ -113,7 +115,7 @@ def _last_value(text: str) -> str | None:
     for match in _NUMBER.finditer(text, formula.end() if formula else 0):
         number = match
     if number is not None:
-        found = number[0].replace("−", "-").replace("-$", "-")
+        found = number[0].replace("\u2212", "-").replace("-$", "-")
         before = text[: number.start()].rstrip()[-1:]
         # After an operand a minus is a subtraction or a dash: "10 - 3", "5-3".
         minus_is_sign = not (before.isdigit() or before == ")" or text[: number.start()][-1:].isalpha())
