@@ -34,6 +34,8 @@ class BestOfN(Sampler):
         seen: list[Candidate] = []
 
         async def rate(candidate: Candidate) -> Candidate:
+            if run.best is None:
+                run.propose(Answer.of(candidate))  # unjudged is better than none, should the time run out
             if self.verifier.pointwise:
                 [candidate] = await judge(run, self.verifier, task, [candidate])
             seen.append(candidate)

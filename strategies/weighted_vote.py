@@ -43,6 +43,8 @@ class WeightedVote(Sampler):
         seen: list[Candidate] = []
 
         async def weigh(candidate: Candidate) -> Candidate:
+            if run.best is None:
+                run.propose(Answer.of(candidate))  # unjudged is better than none, should the time run out
             if self.verifier is not None and self.verifier.pointwise:
                 [candidate] = await judge(run, self.verifier, task, [candidate])
             seen.append(candidate)
