@@ -148,7 +148,8 @@ class Engine:
                 return
             self._closing = True
             self._wake.notify()
-        thread.join()
+        if thread is not threading.current_thread():  # which may be where the garbage collector closes us
+            thread.join()
 
     def _fits(self, prompt: int, more: int) -> None:
         if not prompt:

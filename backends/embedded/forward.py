@@ -19,6 +19,7 @@ from stratagem.backends.embedded.checkpoint import Config, read_config, read_wei
 
 Floats = NDArray[np.float32]
 MASKED = np.float32(-1e30)
+KV_BYTES = 1 << 21  # of a group's keys and values, so that they are still in a near cache when used
 
 
 @dataclass(slots=True)
@@ -113,7 +114,7 @@ class Model:
         c = self.config
         order = sorted(range(len(chunks)), key=lambda i: (len(chunks[i].tokens), chunks[i].start))
         batch = [chunks[i] for i in order]
-        groups = _groups(batch)
+        groups = _groups(batch, KV_BYTES // (2 * c.kv_heads * c.head_dim * 4))
         tokens = np.fromiter((t for chunk in batch for t in chunk.tokens), np.intp)
         positions = np.concatenate([np.arange(k.start, k.start + len(k.tokens)) for k in batch])
         slots = np.fromiter(
@@ -130,7 +131,7 @@ class Model:
         rotated = (c.heads + c.kv_heads) * d
         # BLAS runs small products fastest in multiples of four rows, so queries are padded to that.
         queries = np.zeros((c.kv_heads, rows, -(-share // 4) * 4, d), np.float32)
-        x = self.embedding[tokens]
+        x: Floats = self.embedding[tokens]
         for number, layer in enumerate(self.layers):
             qkv = _normed(x, c.eps) @ layer.qkv
             qk = qkv[:, :rotated].reshape(rows, -1, d)
@@ -146,7 +147,7 @@ class Model:
             attended = mixed.reshape(rows, -1)
             if number == c.layers - 1 and wanted is not None:
                 x, attended = x[wanted], attended[wanted]
-            x = x + attended @ layer.out
+            x += attended @ layer.out
             gate_up = _normed(x, c.eps) @ layer.gate_up
             gate, up = gate_up[:, : c.ffn], gate_up[:, c.ffn :]
             act = np.negative(gate)
@@ -173,12 +174,13 @@ def _wanted(chunks: Sequence[Chunk], batch: Sequence[Chunk], order: Sequence[int
     return None if rows == list(range(total)) else np.array(rows, np.intp)
 
 
-def _groups(batch: Sequence[Chunk]) -> list[_Group]:
-    """Cut a batch sorted by (length, start) where padding would cost more than one more pass."""
+def _groups(batch: Sequence[Chunk], most: int) -> list[_Group]:
+    """Cut a batch sorted by (length, start) where padding would cost more than one more pass, or where the
+    keys of a group would be more than ``most``."""
     groups: list[_Group] = []
     first = begin = 0
     for i in range(1, len(batch) + 1):
-        if i < len(batch) and _alike(batch[begin], batch[i]):
+        if i < len(batch) and _alike(batch[begin], batch[i], most // (i + 1 - begin)):
             continue
         part = batch[begin:i]
         length = len(part[0].tokens)
@@ -197,8 +199,10 @@ def _groups(batch: Sequence[Chunk]) -> list[_Group]:
     return groups
 
 
-def _alike(shortest: Chunk, chunk: Chunk) -> bool:
-    return len(chunk.tokens) == len(shortest.tokens) and chunk.start < 1.25 * shortest.start + 2 * BLOCK
+def _alike(shortest: Chunk, chunk: Chunk, most: int) -> bool:
+    length = len(chunk.tokens)
+    padded = chunk.start >= 1.25 * shortest.start + 2 * BLOCK
+    return length == len(shortest.tokens) and not padded and chunk.start + length <= most
 
 
 def _attend(group: _Group, queries: Floats, store: Floats, mixed: Floats) -> None:

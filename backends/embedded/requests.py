@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -122,16 +122,18 @@ class Handle:
 
     def abort(self) -> None:
         """Stop at the next step. Thread-safe, at any time, more than once; the result tells what was spent."""
-        self._abort(self)
+        if not self._end.done():
+            self._abort(self)
 
     async def result(self) -> Result:
         """The end of the job, whether it went well, failed or was aborted; cancelling the wait changes nothing."""
         return await asyncio.shield(self._end)
 
-    async def events(self) -> AsyncIterator[Delta]:
-        """Pieces (``want="deltas"``) or whole samples (``want="samples"``) as they come, to the end."""
-        while (event := await self._events.get()) is not None:
-            yield event
+    async def event(self) -> Delta | None:
+        """The next piece (``want="deltas"``) or whole sample (``want="samples"``); None at the end."""
+        if self._end.done() and self._events.empty():
+            return None
+        return await self._events.get()
 
     def receive(self, event: Event) -> None:
         """Called in the loop with what the driver thread delivers."""
