@@ -140,7 +140,7 @@ class ExpressionParser:
                 return tree.multiply(*factors)
 
     def _starts_factor(self) -> bool:
-        """Whether a factor follows with no sign between. A number does so only after a closing bracket or a letter and a space."""
+        """Whether a factor follows with no sign between; a number only after a bracket or "x "."""
         token = self._peek()
         if token is None:
             return False
