@@ -293,7 +293,7 @@ def main() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII terminal gets question marks, not a crash
     try:
-        return int(app(standalone_mode=False) or 0)
+        return int(app(prog_name="stratagem", standalone_mode=False) or 0)
     except _UsageError as error:
         _say(_usage(error))
         return 2

@@ -1,0 +1,124 @@
+"""What a user gets wrong is told in one line that names it and says what to do; exit code 2."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from stratagem.testing.server import SimSettings, SimulatedServer
+
+Cli = Callable[..., CompletedProcess[str]]
+ASK = ("solve", "What is 2 + 3?")
+
+
+def assert_told(done: CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("solve", ""), ("question is empty", "stratagem solve")),
+        (("solve", " \n"), ("question is empty",)),
+        (("solve", "-"), ("empty (standard input)",)),
+        (("solve", b"caf\xe9?"), ("not UTF-8", "byte 3", "iconv")),
+        ((*ASK, "-s", "magic"), ("Unknown strategy 'magic'", "best_of_n", "self_consistency")),
+        ((*ASK, "--set", "m=3"), ("unknown key 'm'", "allowed are", "temperature")),
+        ((*ASK, "--set", "n"), ("'n' is not KEY=VALUE", "--set n=16")),
+        ((*ASK, "--set", "n=many"), ("n = 'many'", "valid integer")),
+        ((*ASK, "--set", "n=0"), ("n = '0'", "greater than or equal to 1")),
+        ((*ASK, "--set", "equality={kind"), ("not YAML",)),
+        ((*ASK, "--set", "n.kind=3"), ("no part 'n'",)),
+        ((*ASK, "-s", "best_of_n", "--set", "verifier=oracle"), ("Unknown verifier 'oracle'", "step_judge")),
+        ((*ASK, "-s", "best_of_n", "-c", "x.yaml"), ("--strategy and --config", "one of them")),
+        ((*ASK, "--config", "no-such.yaml"), ("Cannot read no-such.yaml", "No such file")),
+        ((*ASK, "--budget", "token=3"), ("Unknown budget key 'token'", "tokens, calls, seconds, money")),
+        ((*ASK, "--budget", "tokens=x"), ("tokens='x'", "tokens=20000")),
+        ((*ASK, "--budget", "seconds=-1"), ("seconds='-1'", "greater than or equal to 0")),
+        ((*ASK, "--base-url", "localhost:8000"), ("localhost:8000", "http://localhost:8000/v1")),
+        ((*ASK, "--api-key-env", "NO_SUCH_KEY"), ("NO_SUCH_KEY is not set", "export NO_SUCH_KEY")),
+        ((*ASK, "--run-id", "a"), ("--run-id needs --store",)),
+        ((*ASK, "--no-such-option"), ("--no-such-option", "stratagem solve --help")),
+        (("resolve",), ("resolve", "stratagem --help")),
+        (("bench", "gym:words", "--out", "x"), ("--strategies", "--help")),
+        (("bench", "gym:nothing", "--strategies", "direct", "--out", "x"), ("No gym skill", "words")),
+        (("bench", "words", "--strategies", "direct", "--out", "x"), ("Unknown data 'words'", "gym:SKILL")),
+        (("bench", "gsm8k:no.jsonl", "--strategies", "direct", "--out", "x"), ("Cannot read no.jsonl",)),
+        (("bench", "gym:words", "--strategies", "direct,direct", "--out", "x"), ("'direct' twice", "label")),
+        (("bench", "gym:words", "--strategies", " ,", "--out", "x"), ("--strategies is empty",)),
+        (
+            ("bench", "gym:words", "--strategies", "direct", "--set", "n=3", "--out", "x"),
+            ("names none of direct", "--set direct.n=16"),
+        ),
+        (
+            ("bench", "gym:words", "--strategies", "direct", "--limit", "0", "--out", "x"),
+            ("limit = 0", "at least one"),
+        ),
+    ],
+)
+def test_bad_arguments(cli: Cli, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    assert_told(cli(*arguments), *words)
+
+
+def test_bad_files(cli: Cli, tmp_path: Path) -> None:
+    broken, latin = tmp_path / "broken.yaml", tmp_path / "latin.yaml"
+    broken.write_text("kind: best_of_n\nn: [1\n")
+    latin.write_bytes("kind: direct\ninstruction: Réponds\n".encode("latin-1"))
+    assert_told(cli(*ASK, "--config", str(broken)), "broken.yaml:3", "not YAML")
+    assert_told(cli(*ASK, "--config", str(latin)), "latin.yaml", "not UTF-8")
+    assert_told(cli("solve", "-", stdin="Où ?".encode("latin-1")), "Standard input", "not UTF-8")
+    assert_told(cli(*ASK, "--trace", str(tmp_path / "no" / "t.jsonl")), "Cannot write the trace")
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "What is 1 + 1?", "answer": "2"}\n{"question": \n')
+    asked = ("bench", f"jsonl:{rows}", "--strategies", "direct", "--out", str(tmp_path / "out"))
+    assert_told(cli(*asked), "rows.jsonl:2", "--skip-broken")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_server_there(cli: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    assert_told(cli(*ASK, "--base-url", address), address)
+    assert_told(
+        cli("bench", "gym:words", "--strategies", "direct", "--limit", "2", "--out", "x", "--base-url", address),
+        address,
+    )
+
+
+def test_what_the_server_refuses(cli: Cli, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with SimulatedServer(SimSettings(max_model_len=200, api_key="right")) as server:
+
+            async def told(*arguments: str, words: tuple[str, ...], key: str = "right") -> None:
+                done = await asyncio.to_thread(
+                    cli, *arguments, "--base-url", server.url, "--api-key-env", "KEY", env={"KEY": key}
+                )
+                assert_told(done, *words)
+                assert key not in done.stderr
+
+            await told(*ASK, "--model", "gpt-17", words=("gpt-17", server.settings.model))
+            await told(*ASK, words=("401",), key="wrong-key")
+            await told("solve", "why? " * 400, words=("tokens",))
+            await told(*ASK, "--budget", "tokens=3", words=("budget is exhausted", "tokens=3", "Raise --budget"))
+            assert server.totals().in_flight == 0
+
+    asyncio.run(main())
+
+
+def test_debug_shows_where(cli: Cli) -> None:
+    done = cli(*ASK, "--set", "m=3", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
