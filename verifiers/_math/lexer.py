@@ -70,25 +70,31 @@ _BRACKETS: Final = {"lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "
 def tokenize(text: str) -> list[Token]:
     """Tokens of a cleaned text. Raises Unparsable."""
     tokens: list[Token] = []
-    at, depth = 0, 0
+    at = 0
+    listing: list[bool] = []  # for each open bracket, whether a comma within it separates
     while at < len(text):
         char = text[at]
         if char.isspace():
             at += 1
             continue
         spaced = at > 0 and text[at - 1].isspace()
-        token, at = _token(text, at, spaced, depth)
-        depth += (token.kind == "open") - (token.kind == "close")
+        token, at = _token(text, at, spaced, any(listing))
+        if token.kind == "open":
+            last = tokens[-1] if tokens else token
+            argument = token.text == "{" and (last.kind == "command" or last.text in ("}", "^", "_"))
+            listing.append(not argument)
+        elif token.kind == "close" and listing:
+            listing.pop()
         tokens.append(token)
         if len(tokens) > MAX_TOKENS:
             raise Unparsable("too many tokens")
     return tokens
 
 
-def _token(text: str, at: int, spaced: bool, depth: int) -> tuple[Token, int]:
+def _token(text: str, at: int, spaced: bool, listing: bool) -> tuple[Token, int]:
     char = text[at]
     if char in "0123456789" or (char == "." and text[at + 1 : at + 2] in set("0123456789") | {"\\"}):
-        return _number(text, at, spaced, depth)
+        return _number(text, at, spaced, listing)
     if match := _WORD.match(text, at):
         return Token("word", match[0], spaced), match.end()
     if char == "\\" and (match := _COMMAND.match(text, at)):
@@ -110,10 +116,10 @@ def _token(text: str, at: int, spaced: bool, depth: int) -> tuple[Token, int]:
     raise Unparsable(f"unexpected {char!r}")
 
 
-def _number(text: str, at: int, spaced: bool, depth: int) -> tuple[Token, int]:
+def _number(text: str, at: int, spaced: bool, listing: bool) -> tuple[Token, int]:
     grouped = _GROUPED.match(text, at)
     if grouped and (
-        depth == 0 or grouped["sep"] == " " or any(g[0] == "0" for g in grouped[0].split(",")[1:])
+        not listing or grouped["sep"] == " " or any(g[0] == "0" for g in grouped[0].split(",")[1:])
     ):
         # Inside brackets a comma separates, as in (1,234), unless what follows could be no number by itself.
         body = grouped[0].replace(grouped["sep"], "")

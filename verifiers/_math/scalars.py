@@ -18,6 +18,8 @@ Outcome = Literal["equal", "different", "unknown"]
 
 ROUNDED_DIGITS: Final = 6
 """Significant digits from which on a decimal may stand for the exact value that it rounds."""
+LONG_DIGITS: Final = 12
+"""Significant digits from which on a decimal counts as computed rather than as given."""
 FLOAT_DIGITS: Final = 15
 FLOAT_NOISE: Final = Fraction(1, 10**14)
 
@@ -117,9 +119,16 @@ def _rationals(a: Fraction, b: Fraction, tolerance: Tolerance) -> Outcome:
     scale = max(abs(a), abs(b))
     if tolerance.relative is not None:
         return "equal" if abs(a - b) <= scale * Fraction(tolerance.relative) else "different"
-    if tolerance.exact:
+    # Of two given decimals neither is the other rounded: 35624.0 is not 35624.01.
+    given = _terminates(a) and _terminates(b) and (tolerance.finest or 0) < LONG_DIGITS
+    if given or tolerance.exact:
         return "different"
     return "equal" if tolerance.allows(abs(a - b), scale, _exponent(scale)) else "different"
+
+
+def _terminates(value: Fraction) -> bool:
+    """Whether it has a finite decimal expansion: a denominator of twos and fives only."""
+    return pow(10, value.denominator.bit_length(), value.denominator) == 0
 
 
 def _exponent(value: Fraction) -> int:
