@@ -274,7 +274,6 @@ class _Battery:
         self._settled(law, before, Meter(sum((m.usage for m in meters), Usage())))
 
     async def _cancelled(self) -> None:
-        law = "cancelled anywhere, leaves nothing behind"
         request = replace(self.request, n=3)
         scored = ScoreRequest(request.messages, ("one", "two apples", "three"))
         meter, before = Meter(), self._counted()
@@ -297,7 +296,7 @@ class _Battery:
         if self.able.prompt_logprobs:
             works.append(lambda meter: self.backend.score(scored, meter))
         for work in works:
-            await cancelled_everywhere(begin(work), check, law, self.cases)
+            await cancelled_everywhere(begin(work), check, self.cases)
         await self._again("used after cancelled calls")
 
     async def _again(self, law: str) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
+from stratagem.core.budget import Budget
 from stratagem.core.component import Component
 from stratagem.core.run import Run
+from stratagem.core.usage import Usage
 from stratagem.testing.loops import StepLoop
 from stratagem.testing.toy import ToyModel
 
@@ -30,15 +32,28 @@ def loads_from_its_dump(part: Component, family: type[Component]) -> None:
     require(family.load(json.loads(json.dumps(data))) == part, law, f"JSON changes it: {data!r}")
 
 
-def leaves_nothing(run: Run, toy: ToyModel, law: str, when: str) -> None:
+def leaves_nothing(run: Run, toy: ToyModel, when: str) -> None:
     """The run, now over, has left no task, permit, reservation or request, and all it spent is on its bill."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     books = toy.books
+    law = "leaves nothing behind"
     require(not tasks, law, f"{when}: tasks still run: {tasks}")
     require(books.in_flight == 0, law, f"{when}: {books.in_flight} requests are still in flight")
     require(books.permits == 0, law, f"{when}: {books.permits} permits were not given back")
     require(run.ledger.idle, law, f"{when}: still reserved: {run.ledger.reserved}")
-    require(run.ledger.spent == books.usage, law, f"{when}: billed {run.ledger.spent}, spent {books.usage}")
+    spent, billed = books.usage, run.ledger.spent
+    require(billed == spent, "every call is on the bill", f"{when}: billed {billed}, spent {spent}")
+
+
+def never_overspends(budget: Budget, spent: Usage) -> None:
+    """What the backend counted is within the budget."""
+    within = (
+        (budget.tokens is None or spent.tokens <= budget.tokens)
+        and (budget.calls is None or spent.calls <= budget.calls)
+        and (budget.money is None or spent.money <= budget.money)
+    )
+    limits = budget.model_dump(exclude_none=True)
+    require(within, "never overspends", f"budget {limits}: spent {spent}")
 
 
 def sampled(points: Sequence[int], most: int) -> Sequence[int]:
@@ -47,12 +62,13 @@ def sampled(points: Sequence[int], most: int) -> Sequence[int]:
 
 
 async def cancelled_everywhere(
-    start: Callable[[int], Coroutine[Any, Any, object]], check: Callable[[str], None], law: str, most: int
+    start: Callable[[int], Coroutine[Any, Any, object]], check: Callable[[str], None], most: int
 ) -> None:
     """Cancel a run at each of its steps, or at ``most`` random ones, and ``check`` what is left.
 
     ``start(number)`` makes run ``number``; number 0 is not cancelled. Needs a :class:`StepLoop`.
     """
+    law = "cancelled anywhere, it ends there"
     loop = asyncio.get_running_loop()
     assert isinstance(loop, StepLoop)
     begun = loop.steps

@@ -16,6 +16,7 @@ from stratagem.testing.laws._trial import (
     cancelled_everywhere,
     leaves_nothing,
     loads_from_its_dump,
+    never_overspends,
     require,
 )
 from stratagem.testing.loops import run as run_loop
@@ -113,7 +114,7 @@ class _Battery:
     async def _verdicts(self, candidates: Sequence[Candidate], law: str, shuffle: int = 0) -> list[Verdict]:
         run, toy = self._setup(shuffle=shuffle)
         verdicts = await self.judge(self.task, candidates, run)
-        leaves_nothing(run, toy, "leaves nothing behind", law)
+        leaves_nothing(run, toy, law)
         count = f"{len(verdicts)} verdicts on {len(candidates)} candidates"
         require(len(verdicts) == len(candidates), law, count)
         for verdict in verdicts:
@@ -144,7 +145,6 @@ class _Battery:
             self._equal(alone, verdict, law, repr(candidate.text))
 
     async def _budgets(self) -> None:
-        law = "never overspends"
         run, toy = self._setup()
         await self.judge(self.task, self.candidates, run)
         most = toy.books.usage
@@ -159,16 +159,11 @@ class _Battery:
             except BudgetExhausted:
                 pass
             except Exception as error:
-                raise AssertionError(f"{law}: {when}: it ended with {error!r}") from error
-            leaves_nothing(run, toy, law, when)
-            spent = toy.books.usage
-            within = spent.tokens <= (budget.tokens or spent.tokens) and spent.calls <= (
-                budget.calls or spent.calls
-            )
-            require(within, law, f"{when}: spent {spent}")
+                raise AssertionError(f"out of budget is BudgetExhausted: {when}: {error!r}") from error
+            never_overspends(budget, toy.books.usage)
+            leaves_nothing(run, toy, when)
 
     async def _cancelled(self) -> None:
-        law = "cancelled anywhere, leaves nothing behind"
         run, toy = self._setup()
 
         def start(_: int) -> Coroutine[Any, Any, list[Verdict]]:
@@ -176,7 +171,7 @@ class _Battery:
             run, toy = self._setup()
             return self.judge(self.task, self.candidates, run)
 
-        await cancelled_everywhere(start, lambda when: leaves_nothing(run, toy, law, when), law, self.cases)
+        await cancelled_everywhere(start, lambda when: leaves_nothing(run, toy, when), self.cases)
 
     def _equal(self, one: Verdict, other: Verdict, law: str, when: str) -> None:
         a, b = one.score, other.score

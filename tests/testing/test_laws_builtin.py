@@ -1,0 +1,51 @@
+"""The strategies and verifiers that come with the package keep the laws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stratagem.core.component import Component
+from stratagem.core.protocols import Strategy, Verifier
+from stratagem.testing import laws
+
+
+def shipped(family: type[Component]) -> dict[str, type[Component]]:
+    """The members that come with the package, without those of other tests."""
+    return {kind: m for kind, m in family.kinds().items() if m.__module__.startswith("stratagem.")}
+
+
+STRATEGIES: list[dict[str, Any]] = [
+    *({"kind": k} | ({"n": 6} if "n" in m.model_fields else {}) for k, m in shipped(Strategy).items()),
+    {"kind": "self_consistency", "n": 6, "equality": "math"},
+    {"kind": "weighted_vote", "n": 6, "by": "probability"},
+    {"kind": "weighted_vote", "n": 6, "by": "verifier", "verifier": "judge"},
+    {"kind": "best_of_n", "n": 5, "verifier": "restart"},
+    {"kind": "best_of_n", "n": 4, "verifier": {"kind": "all", "parts": ["judge", "step_judge"]}},
+]
+NEEDED: dict[str, dict[str, Any]] = {
+    "all": {"parts": ["judge", "exact"]},
+    "any": {"parts": ["judge", "restart"]},
+    "weighted": {"parts": ["judge", "step_judge"], "weights": [1, 2]},
+}
+
+
+def _id(data: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in data.values())
+
+
+@pytest.mark.parametrize("data", STRATEGIES, ids=_id)
+def test_strategy(data: dict[str, Any]) -> None:
+    laws.strategy(lambda: Strategy.load(data), cases=60)
+
+
+@pytest.mark.parametrize("kind", list(shipped(Verifier)))
+def test_verifier(kind: str) -> None:
+    laws.verifier(lambda: Verifier.load({"kind": kind, **NEEDED.get(kind, {})}))
+
+
+def test_equalities() -> None:
+    pairs = [("1/2", "0.5"), ("50%", "0.5")]
+    laws.verifier(lambda: Verifier.load("math"), same=pairs, different=[("2", "3")])
+    laws.verifier(lambda: Verifier.load("exact"), same=[("Yes.", "yes")], different=pairs)
