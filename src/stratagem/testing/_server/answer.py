@@ -166,6 +166,8 @@ class Writer:
         out: dict[str, Any] = {"index": choice.index, "finish_reason": choice.finish}
         if self.flavour == "vllm":
             out["stop_reason"] = choice.stop_reason
+        if self.body.return_token_ids:
+            out["token_ids"] = self._ids(choice.tokens)
         if self.endpoint == "chat":
             out["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
             out["logprobs"] = self._chat_logprobs(choice.tokens)
@@ -179,6 +181,9 @@ class Writer:
         if self.body.prompt_logprobs is not None:
             out["prompt_logprobs"] = self._vllm_prompt_logprobs(request)
         return out
+
+    def _ids(self, tokens: tuple[Token, ...]) -> list[int]:
+        return [self.vocabulary.id(token.piece) for token in tokens]
 
     def _chat_logprobs(self, tokens: tuple[Token, ...]) -> dict[str, Any] | None:
         if self.requests[0].top_logprobs is None:
@@ -230,6 +235,8 @@ class Writer:
         out: dict[str, Any] = {"index": choice.index, "finish_reason": choice.finish if finished else None}
         if finished and self.flavour == "vllm":
             out["stop_reason"] = choice.stop_reason
+        if self.body.return_token_ids:
+            out["token_ids"] = self._ids(tokens)
         if self.endpoint == "chat":
             out["delta"] = {"content": text}
             out["logprobs"] = self._chat_logprobs(tokens)

@@ -16,6 +16,7 @@ _VLLM_ONLY = {
     "continue_final_message",
     "add_generation_prompt",
     "include_stop_str_in_output",
+    "return_token_ids",
     "priority",
     "top_k",
     "min_p",
@@ -105,6 +106,7 @@ class Body(BaseModel):
     continue_final_message: bool = False
     add_generation_prompt: bool = True
     include_stop_str_in_output: bool = False
+    return_token_ids: bool = False
 
     @property
     def continuous_usage(self) -> bool:
@@ -134,6 +136,8 @@ def parse_body(flavour: Flavour, endpoint: Endpoint, raw: bytes) -> tuple[Body, 
         param = ".".join(str(part) for part in first["loc"])
         raise bad_request(flavour, f"{param}: {first['msg']}", param) from error
     problem = _problem(endpoint, body, data)
+    if flavour == "vllm" and body.n > 1 and body.temperature == 0:
+        problem = f"n must be 1 when using greedy sampling, got {body.n}.", "n"
     if problem is not None:
         raise bad_request(flavour, *problem)
     return body, data

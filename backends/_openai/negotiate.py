@@ -1,0 +1,96 @@
+"""What a server and its model can do: asked once per endpoint and remembered in the process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from stratagem.backends._openai.endpoint import Settings
+from stratagem.backends._openai.sender import Sender
+from stratagem.backends._openai.wire import Dialect
+from stratagem.core.backend import Capabilities
+from stratagem.core.errors import ConfigurationError, ProtocolError, RejectedError
+
+_TOP_LOGPROBS = 20  # the most that OpenAI gives, and vLLM unless told otherwise
+
+
+async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Dialect:
+    """Asks /models, /version and /tokenize.
+
+    Raises:
+        UnavailableError: nobody answers there.
+        ProtocolError: whoever answers there is no OpenAI-compatible server.
+        ConfigurationError: the key or the model is wrong.
+    """
+    cards = await _models(sender, settings)
+    card = _pick(cards, model, settings.base_url)
+    name = str(card["id"])
+    version = await _optional(sender, settings.root + "/version")
+    vllm = version is not None and isinstance(version.get("version"), str)
+    if not vllm:
+        official = urlsplit(settings.base_url).hostname == "api.openai.com"
+        return Dialect(
+            Capabilities(name, n=True, seed=True, logprobs=_TOP_LOGPROBS, constraints=frozenset({"json"})),
+            limit_name="max_completion_tokens" if official else "max_tokens",
+        )
+    probe = {"model": name, "messages": [{"role": "user", "content": "a"}]}
+    counted = await _optional(sender, settings.root + "/tokenize", probe)
+    context = card.get("max_model_len")
+    tokenize = counted is not None and isinstance(counted.get("count"), int)
+    return Dialect(
+        Capabilities(
+            name,
+            context=context if isinstance(context, int) else None,
+            n=True,
+            seed=True,
+            logprobs=_TOP_LOGPROBS,
+            prompt_logprobs=True,
+            constraints=frozenset({"choice", "regex", "json", "grammar"}),
+            continue_final=True,
+            exact_count=tokenize,
+            version=f"vLLM {version['version']}" if version else "",
+        ),
+        vllm=True,
+        tokenize=tokenize,
+    )
+
+
+async def _models(sender: Sender, settings: Settings) -> list[Mapping[str, Any]]:
+    url = settings.base_url + "/models"
+    try:
+        data = await sender.ask(url)
+        cards = data.get("data") if isinstance(data, dict) else None
+        if not isinstance(cards, list) or not all(isinstance(c, dict) and "id" in c for c in cards):
+            raise ProtocolError(f"{url} gives no list of models.")
+    except (RejectedError, ProtocolError) as error:
+        message = f"{settings.base_url} is no OpenAI-compatible server ({error.message})"
+        remedy = "Give the base URL of one; it usually ends in /v1."
+        raise ProtocolError(message, remedy=remedy) from error
+    return cards
+
+
+def _pick(cards: list[Mapping[str, Any]], model: str | None, where: str) -> Mapping[str, Any]:
+    names = [str(card["id"]) for card in cards]
+    listed = ", ".join(names[:20]) or "none"
+    if model is None:
+        if len(cards) != 1:
+            raise ConfigurationError(
+                f"{where} has {len(cards)} models: say which with model=.", remedy=f"There are: {listed}."
+            )
+        return cards[0]
+    for card in cards:
+        if card["id"] == model:
+            return card
+    raise ConfigurationError(f"{where} has no model {model!r}.", remedy=f"There are: {listed}.")
+
+
+async def _optional(
+    sender: Sender, url: str, body: Mapping[str, Any] | None = None
+) -> Mapping[str, Any] | None:
+    """The answer of a path that not every server has; None where it is missing."""
+    try:
+        answer = await sender.ask(url, body)
+    except (RejectedError, ProtocolError, ConfigurationError):
+        return None
+    return answer if isinstance(answer, dict) else None

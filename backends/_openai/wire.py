@@ -1,0 +1,278 @@
+"""Requests as the protocol has them, and answers read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stratagem.backends._openai.failure import Malformed
+from stratagem.core.backend import (
+    Capabilities,
+    Completion,
+    Constraint,
+    Finish,
+    Message,
+    Request,
+    TokenLogprob,
+)
+from stratagem.core.errors import UnsupportedError
+from stratagem.core.usage import Prices, Usage
+
+MAX_GROUP = 128  # the most completions that OpenAI gives to one request
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What was found out about a server and one of its models."""
+
+    caps: Capabilities
+    vllm: bool = False
+    tokenize: bool = False  # it has vLLM's /tokenize
+    limit_name: str = "max_tokens"  # OpenAI's own newer models take max_completion_tokens only
+
+
+def chat(messages: Sequence[Message], dialect: Dialect) -> dict[str, Any]:
+    """The part of a request that says what is asked. A trailing assistant message is continued.
+
+    Raises UnsupportedError where the server cannot do that.
+    """
+    body: dict[str, Any] = {
+        "model": dialect.caps.model,
+        "messages": [{"role": m.role, "content": m.content} for m in messages],
+    }
+    if messages and messages[-1].role == "assistant":
+        if not dialect.caps.continue_final:
+            raise UnsupportedError(
+                f"The server of {dialect.caps.model} cannot continue an assistant's message.",
+                remedy="Use a vLLM server or the embedded model, or end the conversation with a user's message.",
+            )
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    return body
+
+
+def completion(request: Request, indices: Sequence[int], dialect: Dialect, *, stream: bool) -> dict[str, Any]:
+    """The body that asks for the completions `indices` (consecutive where there is a seed).
+
+    Raises UnsupportedError for what the server is known not to do.
+    """
+    caps = dialect.caps
+    body = chat(request.messages, dialect)
+    body[dialect.limit_name] = request.max_tokens
+    body["top_p"] = request.top_p
+    if len(indices) > 1:
+        body["n"] = len(indices)
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.seed is not None:
+        body["seed"] = request.seed + indices[0]
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.logprobs is not None:
+        if request.logprobs > caps.logprobs:
+            raise UnsupportedError(
+                f"{caps.model} gives at most {caps.logprobs} log-probabilities a token, not {request.logprobs}."
+            )
+        body |= {"logprobs": True, "top_logprobs": request.logprobs}
+    if request.constraint is not None:
+        body |= _constraint(request.constraint, dialect)
+    if dialect.vllm:
+        body["return_token_ids"] = True  # they are how many tokens each completion has
+    if stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+        if dialect.vllm:
+            body["stream_options"]["continuous_usage_stats"] = True
+    return body
+
+
+def _constraint(constraint: Constraint, dialect: Dialect) -> dict[str, Any]:
+    caps = dialect.caps
+    if constraint.type not in caps.constraints:
+        able = ", ".join(sorted(caps.constraints)) or "none"
+        raise UnsupportedError(
+            f"{caps.model} cannot constrain its answer by {constraint.type}.", remedy=f"It can by: {able}."
+        )
+    value = constraint.decoded() if constraint.type in ("choice", "json") else constraint.value
+    if dialect.vllm:
+        return {"structured_outputs": {constraint.type: value}}
+    schema = {"name": "answer", "schema": value, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turns whatever goes wrong while an answer is taken apart into Malformed."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise Malformed(f"{type(error).__name__}: {error}") from error
+
+
+@dataclass(slots=True)
+class Draft:
+    """A completion that is arriving. `count` is exact when `counted`, else at most what has been decoded."""
+
+    index: int
+    text: str = ""
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    count: int = 0
+    counted: bool = False
+    finish: Finish | None = None
+
+    def done(self) -> Completion:
+        """The finished completion."""
+        assert self.finish is not None
+        return Completion(self.index, self.text, self.finish, self.count, tuple(self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one chunk of a stream adds to one completion."""
+
+    slot: int  # position among the completions that the request asked for
+    text: str
+    tokens: tuple[TokenLogprob, ...]
+    count: int | None  # tokens of this completion so far, where the server says so
+    finish: Finish | None
+
+
+def read_whole(body: object, indices: Sequence[int], want_logprobs: bool) -> tuple[list[Draft], Usage]:
+    """The completions of a plain answer with their usage (no money yet). There may be fewer than asked for.
+
+    Raises Malformed.
+    """
+    data = _mapping(body, "the answer")
+    usage = read_usage(data.get("usage"))
+    if usage is None:
+        raise Malformed("it has no usage")
+    drafts: list[Draft] = []
+    for choice in _list(data.get("choices"), "choices")[: len(indices)]:
+        entry = _mapping(choice, "a choice")
+        message = _mapping(entry.get("message"), "a message")
+        text = message.get("content")
+        tokens = _logprobs(entry.get("logprobs"), want_logprobs)
+        draft = Draft(indices[_slot(entry, indices)], text if isinstance(text, str) else "", list(tokens))
+        draft.finish = _finish(entry.get("finish_reason")) or "stop"
+        ids = entry.get("token_ids")
+        if isinstance(ids, list):
+            draft.count, draft.counted = len(ids), True
+        drafts.append(draft)
+    if not drafts:
+        raise Malformed("it has no choices")
+    if len({draft.index for draft in drafts}) != len(drafts):
+        raise Malformed("two choices have the same index")
+    _apportion(drafts, usage.completion_tokens)
+    return sorted(drafts, key=lambda draft: draft.index), usage
+
+
+def _apportion(drafts: list[Draft], total: int) -> None:
+    """Gives completions that the server did not count their share of the total, by length of text."""
+    if all(draft.counted for draft in drafts):
+        return
+    if all(draft.tokens for draft in drafts):
+        for draft in drafts:
+            draft.count = len(draft.tokens)
+        return
+    weights = [len(draft.text.encode()) + 1 for draft in drafts]
+    given = 0
+    for i, draft in enumerate(drafts):
+        upto = round(total * sum(weights[: i + 1]) / sum(weights))
+        draft.count, given = upto - given, upto
+
+
+def read_chunk(chunk: object, want_logprobs: bool) -> tuple[list[Delta], Usage | None, bool]:
+    """What a chunk of a stream adds; its usage, and whether that is of the whole request. Raises Malformed."""
+    data = _mapping(chunk, "a chunk")
+    usage = read_usage(data.get("usage"))
+    choices = _list(data.get("choices"), "choices")
+    deltas: list[Delta] = []
+    for choice in choices:
+        entry = _mapping(choice, "a choice")
+        slot = entry.get("index")
+        if not isinstance(slot, int):
+            raise Malformed("a choice has no index")
+        content = _mapping(entry.get("delta"), "a delta").get("content")
+        finish = _finish(entry.get("finish_reason"))
+        tokens = _logprobs(entry.get("logprobs"), False) if want_logprobs else ()
+        count = usage.completion_tokens if usage is not None and len(choices) == 1 else None
+        deltas.append(Delta(slot, content if isinstance(content, str) else "", tokens, count, finish))
+    return deltas, usage, not choices
+
+
+def read_usage(value: object) -> Usage | None:
+    """Token counts (one call, no money), if there are any."""
+    if not isinstance(value, Mapping):
+        return None
+    prompt, decoded = value.get("prompt_tokens"), value.get("completion_tokens")
+    if not isinstance(prompt, int):
+        return None
+    details = value.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return Usage(prompt, decoded or 0, cached_tokens=cached if isinstance(cached, int) else 0, calls=1)
+
+
+def priced(usage: Usage, prices: Prices, *, uncertain_prompt: int = 0) -> Usage:
+    """The usage with its money, at the upper end of what is uncertain (`uncertain_prompt` of it is prompt)."""
+    prompt = usage.prompt_tokens + uncertain_prompt
+    decoded = usage.completion_tokens + usage.uncertain_tokens - uncertain_prompt
+    return replace(usage, money=prices.of(prompt, decoded))
+
+
+def scored(body: object) -> list[tuple[int, TokenLogprob] | None]:
+    """vLLM's `prompt_logprobs`: per prompt token its id and log-probability. Raises Malformed."""
+    out: list[tuple[int, TokenLogprob] | None] = []
+    for item in _list(_mapping(body, "the answer").get("prompt_logprobs"), "prompt_logprobs"):
+        if item is None:
+            out.append(None)
+            continue
+        entries = _mapping(item, "a prompt token")
+        # With prompt_logprobs=0 the only entry is the prompt's own token.
+        token_id, entry = next(iter(entries.items()))
+        named = _mapping(entry, "a log-probability")
+        logprob = TokenLogprob(str(named.get("decoded_token") or ""), float(named["logprob"]))
+        out.append((int(token_id), logprob))
+    return out
+
+
+def _logprobs(value: object, required: bool) -> tuple[TokenLogprob, ...]:
+    content = value.get("content") if isinstance(value, Mapping) else None
+    if not isinstance(content, list):
+        if required:
+            raise Malformed("it has no logprobs although they were asked for")
+        return ()
+    tokens = []
+    for item in content:
+        entry = _mapping(item, "a token")
+        top = [(str(t["token"]), float(t["logprob"])) for t in entry.get("top_logprobs") or ()]
+        top.sort(key=lambda pair: -pair[1])
+        tokens.append(TokenLogprob(str(entry.get("token")), float(entry["logprob"]), tuple(top)))
+    return tuple(tokens)
+
+
+def _finish(value: object) -> Finish | None:
+    if value is None:
+        return None
+    if value == "abort":
+        raise Malformed("the server aborted the request itself")
+    return "length" if value == "length" else "stop"
+
+
+def _slot(entry: Mapping[str, Any], indices: Sequence[int]) -> int:
+    slot = entry.get("index")
+    if not isinstance(slot, int) or not 0 <= slot < len(indices):
+        raise Malformed(f"a choice has the index {slot!r}")
+    return slot
+
+
+def _mapping(value: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise Malformed(f"{what} is {type(value).__name__}, not an object")
+    return value
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Malformed(f"{what} is {type(value).__name__}, not a list")
+    return value

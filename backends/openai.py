@@ -1,0 +1,321 @@
+"""Any OpenAI-compatible server, through the `openai` client: one kept-alive client, exact usage, safe resends.
+
+What is billed and what is not (see `stratagem.core.usage.Usage`):
+
+- A request that the server refuses unheard (429, 503, no connection, 4xx) costs nothing and is resent freely.
+- One that broke after its first bytes had left (time-out, dropped connection, 5xx, malformed answer) may have
+  been worked on. What is known of it is counted; the most that is not known is `uncertain_tokens`. It is
+  resent only if the caller's meter agrees, and the trace says so.
+- A cancelled or abandoned request is stopped in the engine by closing its connection. vLLM tells with every
+  chunk what has been decoded, so a stream's cost is known but for what is decoded before the server notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from random import Random
+from urllib.parse import urlsplit, urlunsplit
+from weakref import WeakKeyDictionary
+
+from stratagem.backends._openai import scoring
+from stratagem.backends._openai.call import CHAT, Call, Plan
+from stratagem.backends._openai.endpoint import Attempt, Endpoint, Settings
+from stratagem.backends._openai.negotiate import negotiate
+from stratagem.backends._openai.sender import Failed, Sender, Tally
+from stratagem.backends._openai.single import SingleFlight
+from stratagem.backends._openai.wire import Dialect, chat, priced
+from stratagem.core.backend import (
+    Capabilities,
+    Chunk,
+    Completion,
+    Generation,
+    Message,
+    Request,
+    ScoreRequest,
+    Scoring,
+    Stream,
+    TokenLogprob,
+)
+from stratagem.core.concurrency import task_group
+from stratagem.core.errors import ConfigurationError, ProtocolError, UnsupportedError
+from stratagem.core.usage import Meter, Prices, Usage
+
+_Key = tuple[str, str, str | None]
+
+# Negotiated once per endpoint, key and model, and remembered in the process.
+_DIALECTS: dict[_Key, Dialect] = {}
+_NEGOTIATING: SingleFlight[_Key, Dialect] = SingleFlight()
+
+_REMEMBERED_PROMPTS = 4096
+_TEMPLATE_TOKENS = 64  # more than chat templates add to a conversation, and to each message
+_MESSAGE_TOKENS = 16
+
+
+class OpenAIBackend:
+    """A model behind an OpenAI-compatible HTTP server.
+
+    Args:
+        base_url: with its version, as `http://localhost:8000/v1`.
+        model: its name there; may be left out where there is only one.
+        api_key: default: the environment variable `OPENAI_API_KEY`.
+        permits: sequences decoded at the same time, and the most connections.
+        rate: requests per second; default: no limit.
+        timeout: seconds for one request.
+        first_token_timeout: seconds until a stream shows its first token.
+        retries: how often a failed request is sent again.
+        prices: for `Usage.money`.
+        jitter_seed: of the delays between attempts; default: from the system, so that processes differ.
+
+    Raises:
+        ConfigurationError: a value makes no sense.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        api_key: str | None = None,
+        *,
+        permits: int = 32,
+        rate: float | None = None,
+        timeout: float = 600.0,
+        first_token_timeout: float | None = None,
+        retries: int = 4,
+        prices: Prices | None = None,
+        jitter_seed: int | None = None,
+    ) -> None:
+        for key, value, least in (("permits", permits, 1), ("retries", retries, 0)):
+            if value < least:
+                raise ConfigurationError(f"{key}={value} makes no sense.", remedy=f"Give at least {least}.")
+        limits = {"rate": rate, "timeout": timeout, "first_token_timeout": first_token_timeout}
+        for key, limit in limits.items():
+            if limit is not None and limit <= 0:
+                raise ConfigurationError(f"{key}={limit} makes no sense.", remedy="Give more than 0.")
+        key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        url = base_url.rstrip("/")
+        self._settings = Settings(url, key, permits, rate, timeout, first_token_timeout)
+        self._model = model
+        self._retries = retries
+        self._prices = prices or Prices()
+        self._rng = Random(jitter_seed)
+        parts = urlsplit(url)
+        self._where = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        self._endpoints: WeakKeyDictionary[asyncio.AbstractEventLoop, Endpoint] = WeakKeyDictionary()
+        self._counts: OrderedDict[tuple[Message, ...], int] = OrderedDict()
+        self._tokenizing: SingleFlight[tuple[Message, ...], tuple[int, ...]] = SingleFlight()
+
+    @property
+    def name(self) -> str:
+        """The endpoint and, where it was given, the model."""
+        return f"{self._where}#{self._model or ''}"
+
+    async def capabilities(self) -> Capabilities:
+        """Negotiated at the first call and remembered in the process.
+
+        Raises:
+            UnavailableError: nobody answers there.
+            ProtocolError: whoever answers there is no OpenAI-compatible server.
+            ConfigurationError: the key or the model is wrong.
+        """
+        return replace((await self._dialect()).caps, prices=self._prices)
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        """By the server's own tokenizer where it offers that or has told; else the most it can be."""
+        dialect = await self._dialect()
+        key = tuple(messages)
+        if dialect.tokenize and key not in self._counts:
+            await self._tokenize(key, dialect)
+        return self._prompt_bound(key)
+
+    async def generate(self, request: Request, meter: Meter | None = None) -> Generation:
+        """All completions, when the last has ended."""
+        done: dict[int, Completion] = {}
+
+        def arrived(chunk: Chunk) -> None:
+            if chunk.completion is not None:
+                done[chunk.index] = chunk.completion
+
+        call = self._call(await self._dialect(), request, Tally(meter), arrived, stream=False, deltas=False)
+        await call.draw(range(request.n))
+        return Generation(tuple(done[i] for i in range(request.n)), call.tally.total)
+
+    @asynccontextmanager
+    async def stream(
+        self, request: Request, meter: Meter | None = None, *, deltas: bool = True
+    ) -> AsyncIterator[Stream]:
+        """Completions as they are decoded; leaving the block closes the connections, so that decoding stops."""
+        queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+        dialect = await self._dialect()
+        call = self._call(dialect, request, Tally(meter), queue.put_nowait, stream=True, deltas=deltas)
+        # Reading goes on while the consumer is busy, so that permits come back when sequences end.
+        driver = asyncio.ensure_future(call.draw(range(request.n)))
+
+        def ended(task: asyncio.Future[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                queue.put_nowait(error)
+
+        driver.add_done_callback(ended)
+        try:
+            yield _ServerStream(call, queue, request.n)
+        finally:
+            await _stopped(driver)
+
+    async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
+        """Log-probabilities of the continuations, by vLLM's prompt log-probabilities; one request for each.
+
+        Raises UnsupportedError on a server that is not vLLM.
+        """
+        dialect = await self._dialect()
+        if not dialect.caps.prompt_logprobs:
+            raise UnsupportedError(f"{self._where} cannot score given continuations.", remedy="vLLM can.")
+        prefix = await self._tokenize(request.messages, dialect) if dialect.tokenize else None
+        tally = Tally(meter)
+        async with task_group() as group:
+            tasks = [
+                group.create_task(self._score(request.messages, text, prefix, dialect, tally))
+                for text in request.continuations
+            ]
+        return Scoring(tuple(task.result() for task in tasks), tally.total)
+
+    async def aclose(self) -> None:
+        """Closes the connections of this event loop."""
+        endpoint = self._endpoints.pop(asyncio.get_running_loop(), None)
+        if endpoint is not None:
+            await endpoint.aclose()
+
+    def _sender(self) -> Sender:
+        loop = asyncio.get_running_loop()
+        endpoint = self._endpoints.get(loop)
+        if endpoint is None:
+            endpoint = self._endpoints[loop] = Endpoint(self._settings)
+        return Sender(endpoint, self._where, self._retries, self._rng, self._settings.timeout)
+
+    async def _dialect(self) -> Dialect:
+        key = (self._settings.base_url, self._settings.api_key, self._model)
+        found = _DIALECTS.get(key)
+        if found is None:
+            sender = self._sender()
+            found = await _NEGOTIATING.do(key, lambda: negotiate(sender, self._settings, self._model))
+            _DIALECTS[key] = found
+        return found
+
+    def _call(
+        self,
+        dialect: Dialect,
+        request: Request,
+        tally: Tally,
+        arrived: Callable[[Chunk], None],
+        *,
+        stream: bool,
+        deltas: bool,
+    ) -> Call:
+        plan = Plan(
+            request,
+            dialect,
+            self._prices,
+            prompt_bound=lambda: self._prompt_bound(request.messages),
+            learned=lambda count: self._learn(request.messages, count),
+            stream=stream,
+            deltas=deltas,
+        )
+        return Call(plan, self._sender(), tally, arrived)
+
+    async def _score(
+        self,
+        messages: tuple[Message, ...],
+        text: str,
+        prefix: Sequence[int] | None,
+        dialect: Dialect,
+        tally: Tally,
+    ) -> tuple[TokenLogprob, ...]:
+        if not text:
+            return ()
+        sender = self._sender()
+        body = scoring.body(messages, text, dialect)
+
+        async def once(attempt: Attempt) -> tuple[tuple[TokenLogprob, ...], Usage]:
+            answer = await sender.endpoint.post(CHAT, body, attempt)
+            tokens, usage = scoring.read(answer, prefix, text, dialect.caps.model)
+            return tokens, priced(usage, self._prices)
+
+        def lost() -> Usage:
+            prompt = self._prompt_bound(messages) + len(text.encode())
+            return priced(Usage(uncertain_tokens=prompt + 1, calls=1), self._prices, uncertain_prompt=prompt)
+
+        number = 0
+        while True:
+            with sender.endpoint.permits.claim(1) as claim:
+                lease = await claim.take()
+            try:
+                await sender.endpoint.admitted()
+                return await sender.attempt(once, model=dialect.caps.model, tally=tally, lost=lost)
+            except Failed as error:
+                failed = error
+            finally:
+                lease.close()
+            number += 1
+            await sender.wait(failed, number, tally)
+
+    async def _tokenize(self, messages: tuple[Message, ...], dialect: Dialect) -> tuple[int, ...]:
+        async def ask() -> tuple[int, ...]:
+            answer = await self._sender().ask(self._settings.root + "/tokenize", chat(messages, dialect))
+            ids = answer.get("tokens") if isinstance(answer, dict) else None
+            if not isinstance(ids, list):
+                raise ProtocolError(f"{self._where}/tokenize gives no tokens.")
+            self._learn(messages, len(ids))
+            return tuple(ids)
+
+        return await self._tokenizing.do(messages, ask)
+
+    def _learn(self, messages: tuple[Message, ...], count: int) -> None:
+        self._counts[messages] = count
+        if len(self._counts) > _REMEMBERED_PROMPTS:
+            self._counts.popitem(last=False)
+
+    def _prompt_bound(self, messages: tuple[Message, ...]) -> int:
+        """The prompt's tokens where the server has told them, else the most they can be: one per byte."""
+        known = self._counts.get(messages)
+        if known is not None:
+            return known
+        return _TEMPLATE_TOKENS + sum(len(m.content.encode()) + _MESSAGE_TOKENS for m in messages)
+
+
+class _ServerStream:
+    """The completions of one call, as they come."""
+
+    replayed = False
+
+    def __init__(self, call: Call, queue: asyncio.Queue[Chunk | BaseException], n: int) -> None:
+        self._call = call
+        self._queue = queue
+        self._open = n
+
+    @property
+    def usage(self) -> Usage:
+        return self._call.usage
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        while self._open:
+            item = await self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            self._open -= item.completion is not None
+            yield item
+
+
+async def _stopped(driver: asyncio.Future[None]) -> None:
+    """Cancels the task and waits for its end, even if this one is cancelled meanwhile."""
+    driver.cancel()
+    cancelled: asyncio.CancelledError | None = None
+    while not driver.done():
+        try:
+            await asyncio.wait([driver])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
