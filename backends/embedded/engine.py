@@ -72,6 +72,7 @@ class Engine:
         max_batch: int = MAX_BATCH,
         threads: int | None = None,
     ) -> None:
+        self.folder = folder
         self.model = Model.load(folder)
         self.tokenizer = Tokenizer(folder)
         config = self.model.config

@@ -272,8 +272,10 @@ class Scheduler:
         if finish:
             sample = job.samples[sequence.index] = self._sample(sequence, finish)
         notes = tuple(sequence.logprobs[-1:])
-        if (job.want == "deltas" and (text or notes or sample)) or (job.want == "samples" and sample):
+        if job.want == "deltas" and (text or notes or sample):
             self.outbox.append((job, Delta(sequence.index, text, notes, sample)))
+        elif job.want == "samples" and sample:
+            self.outbox.append((job, Delta(sequence.index, sample.text, sample.logprobs, sample)))
         if finish:
             self._leave(sequence)
 
