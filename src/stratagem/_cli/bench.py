@@ -20,11 +20,14 @@ from stratagem._cli.interrupt import INTERRUPTED
 from stratagem._cli.scoreboard import Scoreboard
 from stratagem._cli.settings import build_strategy
 from stratagem.bench.data import Dataset
+from stratagem.bench.report import write_report
 from stratagem.bench.results import Results
 from stratagem.bench.runner import Progress, run_bench
 from stratagem.bench.statistics import Estimate
+from stratagem.bench.store import RESULTS
 from stratagem.bench.summary import Summary, summarise
 
+_REPORT = "report.html"
 _ALL_PAIRS = 4  # strategies up to which every pair is compared, and not only each with the first
 
 
@@ -99,10 +102,12 @@ async def bench(
     finally:
         await llm.aclose()
     summary = await asyncio.to_thread(summarise, results)
+    report = out / _REPORT
+    await asyncio.to_thread(write_report, results, report, summary)
     if as_json:
-        write_line(json.dumps(_as_data(summary, results, out), ensure_ascii=False))
+        write_line(json.dumps(_as_data(summary, results, out, report), ensure_ascii=False))
     else:
-        show(*rendered(summary, results))
+        show(*rendered(summary, results), Text(), _paths(report, out / RESULTS))
     for note in results.skipped:
         say_error(note, label="skipped")
     if results.failed:
@@ -139,6 +144,10 @@ def rendered(summary: Summary, results: Results) -> list[RenderableType]:
     return parts
 
 
+def _paths(report: Path, results: Path) -> Text:
+    return Text.assemble(("report   ", DIM), str(report), ("\nresults  ", DIM), str(results), overflow="fold")
+
+
 def points(estimate: Estimate, *, signed: bool = False) -> Text:
     """A share of one or a difference of shares, in points, with its interval."""
     if math.isnan(estimate.value):
@@ -171,10 +180,11 @@ def _differences(summary: Summary) -> Table:
     return table
 
 
-def _as_data(summary: Summary, results: Results, out: Path) -> dict[str, object]:
+def _as_data(summary: Summary, results: Results, out: Path, report: Path) -> dict[str, object]:
     """What ``--json`` prints: the summary, and where the rest is."""
     return {
-        "out": str(out),
+        "report": str(report),
+        "results": str(out / RESULTS),
         "problems": len(results.problems),
         "seeds": list(results.seeds),
         "missing": results.missing,

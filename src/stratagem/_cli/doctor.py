@@ -110,14 +110,15 @@ def _version(distribution: str) -> str | None:
 
 
 async def _model(llm: sg.Backend, *, embedded: bool) -> list[Check]:
-    section = f"Model {llm.name}"
+    section = "Model"
+    checks: list[Check] = []
     try:
-        checks = _capabilities(section, await llm.capabilities())
+        checks += _capabilities(section, await llm.capabilities())
         checks.append(await _one_token(section, llm))
         if embedded:
             checks += await _engine(llm)
     except sg.StratagemError as error:
-        return [Check(section, "reachable", "broken", error.message, error.remedy)]
+        return [*checks, Check(section, "answers", "broken", error.message, error.remedy)]
     return checks
 
 
@@ -128,7 +129,7 @@ def _capabilities(section: str, can: Capabilities) -> list[Check]:
     context = "unknown" if can.context is None else f"{can.context:,} tokens"
     logprobs = "chosen token only" if can.logprobs == 0 else f"top {can.logprobs}"
     return [
-        Check(section, "serves", "ok", f"{can.model}, context {context} {can.version}".strip()),
+        Check(section, "name", "ok", ", ".join(filter(None, (can.model, can.version, f"context {context}")))),
         able("several samples", can.n, "in one request", "one request each"),
         able("seeds", can.seed, "the same seed gives the same text", "not repeatable"),
         able("log-probabilities", can.logprobs >= 0, logprobs, "none: no judge by probability"),

@@ -66,15 +66,15 @@ async def solve(
             code = 0
         except asyncio.CancelledError:
             answer, code = progress.partial(trace.run_id), INTERRUPTED
-        finally:
-            await llm.aclose()
+    model = (await llm.capabilities()).model if answer is not None else ""  # negotiated by now
+    await llm.aclose()
     if answer is None:
         spent = count(progress.spent.tokens, "token")
         say_error(f"no answer yet, {spent} spent{_how_to_resume(store, trace.run_id)}", label="stopped")
     elif as_json:
-        write_line(json.dumps(as_data(answer, task, strategy, llm, seed), ensure_ascii=False))
+        write_line(json.dumps(as_data(answer, task, strategy, model, seed), ensure_ascii=False))
     else:
-        show(*rendered(answer, strategy, llm))
+        show(*rendered(answer, strategy, model))
     if answer is not None and code and store is not None:
         stderr().print(Text(_how_to_resume(store, trace.run_id).strip(". "), style=DIM), soft_wrap=True)
     return code
@@ -84,9 +84,7 @@ def _how_to_resume(store: str | None, run_id: str) -> str:
     return "" if store is None else f". Run the same with --run-id {run_id} to go on"
 
 
-def as_data(
-    answer: sg.Answer, task: sg.Task, strategy: sg.Strategy, llm: sg.Backend, seed: int
-) -> dict[str, Any]:
+def as_data(answer: sg.Answer, task: sg.Task, strategy: sg.Strategy, model: str, seed: int) -> dict[str, Any]:
     """What ``--json`` prints."""
     usage = answer.usage
     return {
@@ -107,7 +105,7 @@ def as_data(
         "run_id": answer.run_id,
         "question": task.question,
         "strategy": strategy.dump(),
-        "model": llm.name,
+        "model": model,
         "seed": seed,
         "candidates": [
             {"answer": c.answer, "text": c.text, "finish": c.finish, "logprob": c.logprob, "scores": c.scores}
@@ -116,7 +114,7 @@ def as_data(
     }
 
 
-def rendered(answer: sg.Answer, strategy: sg.Strategy, llm: sg.Backend) -> list[RenderableType]:
+def rendered(answer: sg.Answer, strategy: sg.Strategy, model: str) -> list[RenderableType]:
     """The answer, how it came about, what it cost."""
     headline = Text(answer.value if answer.value is not None else "no answer", style=f"{STRONG} {ACCENT}")
     if answer.value is None:
@@ -128,10 +126,10 @@ def rendered(answer: sg.Answer, strategy: sg.Strategy, llm: sg.Backend) -> list[
         parts += [Text(), Text(answer.text.strip())]
     if len(answer.candidates) > 1:
         parts += [Text(), votes(answer.candidates, answer.value)]
-    return [*parts, Text(), cost_line(answer, strategy, llm)]
+    return [*parts, Text(), cost_line(answer, strategy, model)]
 
 
-def cost_line(answer: sg.Answer, strategy: sg.Strategy, llm: sg.Backend) -> Text:
+def cost_line(answer: sg.Answer, strategy: sg.Strategy, model: str) -> Text:
     """Strategy, model, tokens, calls, seconds, and why it stopped."""
     usage = answer.usage
     parts = [strategy.kind, count(usage.tokens, "token"), count(usage.calls, "call"), seconds(answer.seconds)]
@@ -141,5 +139,5 @@ def cost_line(answer: sg.Answer, strategy: sg.Strategy, llm: sg.Backend) -> Text
         parts.append(f"{usage.money:.4f} money")
     line = Text(SEPARATOR.join([*parts, ""]), style=DIM)
     line.append(_WHY[answer.stopped], style=DIM if answer.stopped == "complete" else f"not dim {BAD}")
-    line.append(f"\n{llm.name}{SEPARATOR}run {answer.run_id}", style=DIM)
+    line.append(f"\n{model}{SEPARATOR}run {answer.run_id}", style=DIM)
     return line
