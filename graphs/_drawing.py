@@ -37,8 +37,10 @@ def draw(diagram: Diagram, path: Path) -> None:
     loops = {a.source: _width(a.label, _BODY) + _LANE + 0.1 for a in arrows if a.source == a.target}
     room = {name: (w + 2 * loops.get(name, 0.0), h) for name, (w, h) in sizes.items()}
     layout = lay_out(room, [(a.source, a.target) for a in arrows], gap=_GAP, rank_gap=_RANK_GAP)
-    left = min(x - room[name][0] / 2 for name, (x, _) in layout.centres.items())
-    right = max(x + room[name][0] / 2 for name, (x, _) in layout.centres.items())
+    sides = [at for bends in layout.paths.values() for at, _, _ in bends]
+    for name, (x, _) in layout.centres.items():
+        sides += [x - room[name][0] / 2, x + room[name][0] / 2]
+    left, right = min(sides), max(sides)
     bottom = max(below for _, below in layout.bands.values())
     lanes: dict[Edge, float] = {}
     for arrow in arrows:

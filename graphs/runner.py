@@ -17,12 +17,13 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NotRequired, Self, TypedDict, cast
+from typing import Any, Literal, Self, TypedDict
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import Checkpoint
+from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
@@ -32,27 +33,38 @@ from stratagem.core.protocols import Strategy
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.core.trace import Trace
-from stratagem.graphs.stores import Store, open_store
+from stratagem.graphs.stores import Store, damaged, open_store
 
-_FORMAT = 1  # of what is kept; a reader refuses a newer one
 _MARK = "stratagem"  # in the metadata of our checkpoints: the same database may hold other graphs
 _NODE = "strategy"
 
 
-class _Spec(TypedDict):
-    """All that decides the answer of a run, as plain data."""
+class _Spec(BaseModel):
+    """All that decides the answer of a run."""
 
-    format: int
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1  # of what is kept; a reader refuses a newer one
     strategy: dict[str, Any]
-    task: dict[str, Any]
-    seed: int
-    budget: dict[str, Any]
+    task: Task
+    seed: int = Field(ge=-(2**63), lt=2**63)
+    budget: Budget
 
 
-class _State(TypedDict):
+class _Kept(BaseModel):
+    """A run as a checkpoint has it."""
+
     spec: _Spec
-    seconds: NotRequired[float]  # run so far, in sittings that were interrupted
-    answer: NotRequired[dict[str, Any]]
+    seconds: float = 0.0  # run so far, in sittings that were interrupted
+    answer: Answer | None = None
+
+
+class _State(TypedDict, total=False):
+    """The fields of :class:`_Kept` as plain data, which is all that a checkpoint should hold."""
+
+    spec: dict[str, Any]
+    seconds: float
+    answer: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,20 +145,17 @@ class Runner:
         Raises:
             ConfigurationError: that id is another run's, or is running now.
         """
-        if not -(2**63) <= seed < 2**63:
-            raise ConfigurationError(f"The seed {seed} has more than 64 bits.", remedy="Use a smaller one.")
-        spec = _Spec(
-            format=_FORMAT,
-            strategy=strategy.dump(),
-            task=task.model_dump(mode="json"),
-            seed=seed,
-            budget=(budget or Budget()).model_dump(mode="json"),
-        )
+        try:
+            spec = _Spec(strategy=strategy.dump(), task=task, seed=seed, budget=budget or Budget())
+        except ValidationError:
+            raise ConfigurationError(
+                f"The seed {seed} is too large.", remedy="Use 64 bits at most."
+            ) from None
         run_id = _checked(run_id) if run_id is not None else _new_id()
         known = await self._read(run_id)
         if known is not None:
-            _same(run_id, known["spec"], spec)
-        return await self._go(run_id, known or _State(spec=spec), models, trace, fresh=known is None)
+            _same(run_id, known.spec, spec)
+        return await self._go(run_id, known or _Kept(spec=spec), models, trace, fresh=known is None)
 
     async def resume(
         self, run_id: str, models: Mapping[str, Backend], *, trace: Trace | None = None
@@ -166,66 +175,74 @@ class Runner:
 
     async def runs(self) -> list[RunState]:
         """All runs in the store, the one last active first."""
-        states: dict[str, RunState] = {}
         with self.store.guard():
-            async for item in self.store.saver.alist(None, filter={_MARK: _FORMAT}):
-                run_id = item.config.get("configurable", {})["thread_id"]
-                kept = _kept(item.checkpoint)
-                if run_id not in states and kept is not None:
-                    states[run_id] = RunState(
-                        run_id,
-                        "finished" if "answer" in kept else "unfinished",
-                        kept["spec"]["strategy"]["kind"],
-                        Task.model_validate(kept["spec"]["task"]).question,
-                        item.checkpoint["ts"],
-                    )
+            found = [item async for item in self.store.saver.alist(None, filter={_MARK: True})]
+        states: dict[str, RunState] = {}
+        for item in found:
+            run_id = item.config.get("configurable", {})["thread_id"]
+            if run_id not in states:  # the newest checkpoint of each comes first
+                kept = self._kept(run_id, item)
+                states[run_id] = RunState(
+                    run_id,
+                    "finished" if kept.answer else "unfinished",
+                    kept.spec.strategy["kind"],
+                    kept.spec.task.question,
+                    item.checkpoint["ts"],
+                )
         return sorted(states.values(), key=lambda state: state.updated, reverse=True)
 
-    async def _read(self, run_id: str) -> _State | None:
+    async def _read(self, run_id: str) -> _Kept | None:
         with self.store.guard():
             item = await self.store.saver.aget_tuple({"configurable": {"thread_id": run_id}})
-        if item is None:
-            return None
-        kept = _kept(item.checkpoint)
-        if kept is None or item.metadata.get(_MARK) != _FORMAT:
-            raise StoreError(
-                f"{run_id!r} in the store {self.store.name} is no run that this version reads.",
-                remedy="It may be another graph's thread, or from a newer Stratagem: use another id.",
-            )
-        return kept
+        return self._kept(run_id, item) if item is not None else None
+
+    def _kept(self, run_id: str, item: CheckpointTuple) -> _Kept:
+        try:
+            if not item.metadata.get(_MARK):
+                raise StoreError(
+                    f"{run_id!r} in the store {self.store.name} is no run but another graph's thread.",
+                    remedy="Use another run id.",
+                )
+            values = item.checkpoint["channel_values"]
+            # The first checkpoint still has the state at the graph's entry.
+            return _Kept.model_validate(values if "spec" in values else values[START])
+        except (AttributeError, KeyError, TypeError, ValidationError) as error:
+            raise damaged(self.store.name, f"run {run_id!r} is not as this version writes it") from error
 
     async def _go(
         self,
         run_id: str,
-        state: _State,
+        kept: _Kept,
         models: Mapping[str, Backend],
         trace: Trace | None,
         *,
         fresh: bool,
     ) -> Answer:
-        if "answer" in state:
-            return Answer.model_validate(state["answer"])
+        if kept.answer is not None:
+            return kept.answer
         if run_id in self._running:
             raise ConfigurationError(
                 f"Run {run_id!r} is running now.", remedy="Wait for it, or name another."
             )
         trace = trace or Trace()
         trace.run_id = trace.run_id or run_id
+        begin = _State(spec=kept.spec.model_dump(mode="json")) if fresh else None
         config: RunnableConfig = {
             "configurable": {"thread_id": run_id},
-            "metadata": {_MARK: _FORMAT},
+            "metadata": {_MARK: True},
             "run_name": run_id,
         }
         self._running.add(run_id)
-        started = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        started = clock()
         try:
             with self.store.guard():
                 values = await self._graph.ainvoke(
-                    state if fresh else None, config, context=_Context(models, trace), durability="sync"
+                    begin, config, context=_Context(models, trace), durability="sync"
                 )
         except (asyncio.CancelledError, StratagemError) as error:
-            if state["spec"]["budget"]["seconds"] is not None and not isinstance(error, StoreError):
-                await self._note(config, state.get("seconds", 0.0) + time.monotonic() - started)
+            if kept.spec.budget.seconds is not None and not isinstance(error, StoreError):
+                await self._note(config, kept.seconds + clock() - started)
             raise
         finally:
             self._running.discard(run_id)
@@ -240,29 +257,20 @@ class Runner:
 
 async def _answer(state: _State, runtime: Runtime[_Context]) -> dict[str, Any]:
     """The graph's only node."""
-    spec, context, info = state["spec"], runtime.context, runtime.execution_info
+    kept, context, info = _Kept.model_validate(state), runtime.context, runtime.execution_info
     assert info is not None  # LangGraph fills it before it calls a node
-    budget = Budget.model_validate(spec["budget"])
+    budget = kept.spec.budget
     if budget.seconds is not None:
-        left = max(0.0, budget.seconds - state.get("seconds", 0.0))
-        budget = budget.model_copy(update={"seconds": left})
+        budget = budget.model_copy(update={"seconds": max(0.0, budget.seconds - kept.seconds)})
     run = Run(
         context.models,
         ledger=Ledger(budget),
-        seed=spec["seed"],
+        seed=kept.spec.seed,
         trace=context.trace,
         run_id=info.thread_id or "",
     )
-    answer = await execute(Strategy.load(spec["strategy"]), Task.model_validate(spec["task"]), run)
+    answer = await execute(Strategy.load(kept.spec.strategy), kept.spec.task, run)
     return {"answer": answer.model_dump(mode="json")}
-
-
-def _kept(checkpoint: Checkpoint) -> _State | None:
-    """The state in a checkpoint; that of the first one still waits in the graph's entry."""
-    values = checkpoint["channel_values"]
-    if "spec" not in values:
-        values = values.get(START) or {}
-    return cast(_State, values) if "spec" in values else None
 
 
 def _new_id() -> str:
@@ -277,8 +285,8 @@ def _checked(run_id: str) -> str:
 
 def _same(run_id: str, known: _Spec, given: _Spec) -> None:
     """Refuse to mix two runs under one id."""
-    old, new = dict(known), dict(given)
-    differing = [key for key in ("strategy", "task", "seed", "budget") if old[key] != new[key]]
+    old, new = known.model_dump(mode="json"), given.model_dump(mode="json")
+    differing = [key for key in new if old[key] != new[key]]
     if not differing:
         return
     key = differing[0]

@@ -6,6 +6,7 @@ names.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -59,16 +60,15 @@ async def open_store(store: str | Path | None, *, patience: float = 30.0) -> Asy
         StoreError: it cannot be reached, read or written.
         ConfigurationError: an address of another sort.
     """
-    serde = _PlainData(pickle_fallback=False, allowed_json_modules=None, allowed_msgpack_modules=None)
     if store is None:
-        yield Store(InMemorySaver(serde=serde), "in memory")
+        yield Store(InMemorySaver(serde=_PlainData("in memory")), "in memory")
         return
     scheme, mark, _ = str(store).partition("://")
     if not mark:
-        async with _sqlite(Path(store), serde, patience) as opened:
+        async with _sqlite(Path(store), patience) as opened:
             yield opened
     elif scheme in _POSTGRES:
-        async with _postgres(str(store), serde, patience) as opened:
+        async with _postgres(str(store), patience) as opened:
             yield opened
     else:
         raise ConfigurationError(
@@ -78,25 +78,39 @@ async def open_store(store: str | Path | None, *, patience: float = 30.0) -> Asy
 
 
 class _PlainData(JsonPlusSerializer):
-    """LangGraph's serialiser without its ways to name classes."""
+    """LangGraph's serialiser without its ways to call what the data names."""
+
+    def __init__(self, store: str) -> None:
+        super().__init__(pickle_fallback=False, allowed_json_modules=None, allowed_msgpack_modules=None)
+        self._store = store
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         if data[0] not in ("null", "bytes", "msgpack"):
             raise StoreError(
-                f"A checkpoint holds {data[0]!r} data, which is not read.",
-                remedy="The store was written by something else than Stratagem: use another file.",
+                f"The store {self._store} holds {data[0]!r} data, which is not read.",
+                remedy="Stratagem did not write it: use another store.",
             )
         try:
             return super().loads_typed(data)
         except ValueError as error:
-            raise StoreError(f"A checkpoint is damaged: {error}.", remedy="Use another store.") from None
+            raise damaged(self._store, str(error)) from None
+
+
+def damaged(name: str, why: str) -> StoreError:
+    """The error for a checkpoint that cannot be read as what it should be."""
+    return StoreError(
+        f"A checkpoint in the store {name} is damaged: {why}.",
+        remedy="Restore the store from a copy, or use another one.",
+    )
 
 
 @asynccontextmanager
-async def _sqlite(path: Path, serde: _PlainData, patience: float) -> AsyncIterator[Store]:
+async def _sqlite(path: Path, patience: float) -> AsyncIterator[Store]:
     try:
-        async with aiosqlite.connect(path, timeout=patience) as connection:
-            saver = AsyncSqliteSaver(connection, serde=serde)
+        # aiosqlite's own way to open leaves, where that fails, a thread that outlives the event loop.
+        opened = await asyncio.to_thread(sqlite3.connect, path, timeout=patience, check_same_thread=False)
+        async with aiosqlite.Connection(lambda: opened, iter_chunk_size=64) as connection:
+            saver = AsyncSqliteSaver(connection, serde=_PlainData(str(path)))
             await saver.setup()
             yield Store(saver, str(path), (sqlite3.Error,), path=path)
     except sqlite3.Error as error:
@@ -104,7 +118,7 @@ async def _sqlite(path: Path, serde: _PlainData, patience: float) -> AsyncIterat
 
 
 @asynccontextmanager
-async def _postgres(dsn: str, serde: _PlainData, patience: float) -> AsyncIterator[Store]:
+async def _postgres(dsn: str, patience: float) -> AsyncIterator[Store]:
     try:
         import psycopg
         from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -130,7 +144,7 @@ async def _postgres(dsn: str, serde: _PlainData, patience: float) -> AsyncIterat
             row_factory=dict_row,
             connect_timeout=max(2, round(patience)),
         ) as connection:
-            saver = AsyncPostgresSaver(connection, serde=serde)
+            saver = AsyncPostgresSaver(connection, serde=_PlainData(name))
             await _make_tables(saver, psycopg.Error)
             yield Store(saver, name, (psycopg.Error,), dsn=dsn)
     except psycopg.Error as error:
