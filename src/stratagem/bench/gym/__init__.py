@@ -1,0 +1,41 @@
+"""The gym: skills whose problems are generated and checked by program, to train and to measure on."""
+
+from stratagem.bench.gym.base import (
+    COT_SUFFIX,
+    DIRECT_SUFFIX,
+    RESTART_PROBE,
+    SPLITS,
+    STEP_PROBE,
+    Document,
+    Grade,
+    Message,
+    Probe,
+    Problem,
+    Skill,
+    Split,
+    Step,
+    answer_line,
+    seeded,
+)
+from stratagem.bench.gym.registry import register, skill, skills
+
+__all__ = [
+    "COT_SUFFIX",
+    "DIRECT_SUFFIX",
+    "RESTART_PROBE",
+    "SPLITS",
+    "STEP_PROBE",
+    "Document",
+    "Grade",
+    "Message",
+    "Probe",
+    "Problem",
+    "Skill",
+    "Split",
+    "Step",
+    "answer_line",
+    "register",
+    "seeded",
+    "skill",
+    "skills",
+]

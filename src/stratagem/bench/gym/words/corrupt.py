@@ -1,0 +1,86 @@
+"""Breaking a worked solution in the ways a weak solver does."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from stratagem.bench.gym.base import Problem, answer_line
+
+_EXPRESSION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+
+
+def corrupt(problem: Problem, rng: random.Random) -> str:
+    """A solution with one error; the steps after a wrong value go on from that value.
+
+    Kinds: wrong arithmetic, a wrong operand, a wrong operator, a step left out, an answer given too early.
+    """
+    lines = [step.text for step in problem.steps]
+    kind = rng.choice(("arithmetic", "operand", "operator", "skip", "early"))
+    if kind in ("skip", "early") and len(lines) > 1:
+        if kind == "early":
+            lines = lines[: rng.randint(1, len(lines) - 1)]
+        else:
+            del lines[rng.randrange(len(lines) - 1)]
+        return "\n".join([*lines, answer_line(_value(lines[-1]))])
+    at = rng.randrange(len(lines))
+    old = _value(lines[at])
+    new = _broken(lines[at], problem.question, kind, rng)
+    if new is None or _value(new) == old:
+        new = _broken(lines[at], problem.question, "arithmetic", rng)
+        assert new is not None
+    value = _value(new)
+    lines[at] = new
+    for later in range(at + 1, len(lines)):
+        if at in problem.steps[later].needs:
+            lines[later] = _carried(lines[later], old, value)
+    answer = problem.answer if lines[-1] == problem.steps[-1].text else _value(lines[-1])
+    return "\n".join([*lines, answer_line(answer)])
+
+
+def _parts(line: str) -> tuple[str, str, str, str]:
+    match = _EXPRESSION.search(line)
+    assert match is not None
+    a, op, b, value = match.groups()
+    return a, op, b, value
+
+
+def _value(line: str) -> str:
+    return _parts(line)[3]
+
+
+def _calculate(a: str, op: str, b: str) -> str | None:
+    x, y = int(a), int(b)
+    if op == "/":
+        return str(x // y) if y and x % y == 0 and x else None
+    value = {"+": x + y, "-": x - y, "*": x * y}[op]
+    return str(value) if value > 0 else None
+
+
+def _write(line: str, a: str, op: str, b: str, value: str) -> str:
+    return _EXPRESSION.sub(f"{a} {op} {b} = {value}", line, count=1)
+
+
+def _broken(line: str, question: str, kind: str, rng: random.Random) -> str | None:
+    a, op, b, value = _parts(line)
+    if kind == "operand":
+        other = rng.choice(re.findall(r"\d+", question))
+        a, b = (other, b) if rng.random() < 0.5 else (a, other)
+        result = _calculate(a, op, b)
+        return None if result is None else _write(line, a, op, b, result)
+    if kind == "operator":
+        op = rng.choice([other for other in "+-*/" if other != op])
+        result = _calculate(a, op, b)
+        return None if result is None or len(result) > 3 else _write(line, a, op, b, result)
+    shift = rng.choice((1, -1, 2, -2, 10, -10, 100, -100, rng.randint(3, 9)))
+    wrong = int(value) + shift
+    return _write(line, a, op, b, str(wrong if wrong > 0 else int(value) + abs(shift)))
+
+
+def _carried(line: str, old: str, new: str) -> str:
+    a, op, b, value = _parts(line)
+    if a == old:
+        a = new
+    elif b == old:
+        b = new
+    return _write(line, a, op, b, _calculate(a, op, b) or value)

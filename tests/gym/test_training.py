@@ -1,0 +1,177 @@
+"""The training code on a tiny model: resume, probes as branches, sampling with a cache, on-policy labels."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from stratagem.bench.gym import RESTART_PROBE, STEP_PROBE, Document, Message, Probe, skill
+
+torch = pytest.importorskip("torch")
+ROOT = Path(__file__).resolve().parents[2]
+TOKENIZER = ROOT / "backends/embedded/mini/tokenizer.json"
+TINY = '{"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn": 64}'
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script of training/ by name."""
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def load(name: str) -> ModuleType:
+        return import_module(name)
+
+    yield load
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny(module: Any) -> Any:
+    torch.manual_seed(0)
+    return (
+        module("model")
+        .Decoder(module("model").Config(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=64))
+        .eval()
+    )
+
+
+def arguments(module: Any, out: Path, *more: str) -> Any:
+    fixed = [
+        "--config",
+        TINY,
+        "--tokens",
+        "512",
+        "--steps",
+        "6",
+        "--every",
+        "0",
+        "--tokenizer",
+        str(TOKENIZER),
+    ]
+    return module("train").parser().parse_args(["--out", str(out), *fixed, *more])
+
+
+def weights(trainer: Any) -> Any:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = module("train")
+    whole = train.run(arguments(module, tmp_path / "whole"))
+    update = train.Trainer.update
+
+    def dies(self: Any, *rest: Any) -> Any:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return update(self, *rest)
+
+    monkeypatch.setattr(train.Trainer, "update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(arguments(module, tmp_path / "broken"))
+    monkeypatch.setattr(train.Trainer, "update", update)
+    resumed = train.run(arguments(module, tmp_path / "broken"))
+    assert (whole.step, resumed.step) == (6, 6)
+    assert torch.equal(weights(whole), weights(resumed))
+    other = train.run(arguments(module, tmp_path / "other", "--seed", "2"))
+    assert not torch.equal(weights(whole), weights(other))
+
+
+def test_probes_on_branches_equal_documents_of_their_own(module: Any, tiny: Any) -> None:
+    data, sampler = module("data"), module("sampler")
+    encoder = data.Encoder(TOKENIZER)
+    problem = skill("words").problem("test", 3)
+    text = problem.solution
+    cuts = [text.index("\n"), text.index("\n") + 1, len(text)]
+    questions = [STEP_PROBE, RESTART_PROBE, RESTART_PROBE]
+    chat = (Message("user", problem.question), Message("assistant", text))
+    branched = Document(chat, tuple(Probe(cut, q, 1.0) for cut, q in zip(cuts, questions, strict=True)))
+    short = Document((Message("user", "Hi"), Message("assistant", "a\nb")), (Probe(1, STEP_PROBE, 0.0),))
+    together = sampler.yes_probabilities(tiny, encoder, [branched, short])
+    assert [len(values) for values in together] == [3, 1]
+    for cut, question, value in zip(cuts, questions, together[0], strict=True):
+        ids = [*sampler.prompt_ids(encoder, problem.question), *encoder.tokenizer.encode(text[:cut]).ids]
+        ids += [data.END, data.USER, *encoder.tokenizer.encode(question).ids, data.END, data.ASSISTANT]
+        length = len(ids)
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+        with torch.inference_mode():
+            hidden, _ = tiny(torch.tensor([ids]), torch.arange(length)[None], mask)
+            alone = tiny.logits(hidden)[0, -1, [encoder.yes, encoder.no]].softmax(0)[0]
+        assert value == pytest.approx(float(alone), abs=1e-6)
+
+
+def test_loss_is_on_the_assistant_alone(module: Any) -> None:
+    data = module("data")
+    encoder = data.Encoder(TOKENIZER)
+    row = encoder.row(
+        Document((Message("user", "How many?"), Message("assistant", "The answer is 5.", loss=True)))
+    )
+    start = row.ids.index(data.ASSISTANT)
+    assert [index for index, *_ in row.learn] == list(range(start, len(row.ids) - 1))
+    assert [target for _, target, *_ in row.learn] == row.ids[start + 1 :]
+    assert row.ids[-1] == data.END
+
+
+def test_sampling_with_a_cache_equals_without(module: Any, tiny: Any) -> None:
+    data, sampler = module("data"), module("sampler")
+    encoder = data.Encoder(TOKENIZER)
+    questions = [skill("words").problem("test", index).question for index in range(3)]
+    texts = sampler.sample(tiny, encoder, questions, 2, 1e-4, seed=0, rows=6, most=12)
+    for question, group in zip(questions, texts, strict=True):
+        ids = sampler.prompt_ids(encoder, question)
+        start = len(ids)
+        while len(ids) < start + 12 and ids[-1] != data.END:
+            mask = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool).tril()
+            with torch.inference_mode():
+                hidden, _ = tiny(torch.tensor([ids]), torch.arange(len(ids))[None], mask)
+                ids.append(int(tiny.logits(hidden)[0, -1].argmax()))
+        plain = [token for token in ids[start:] if token != data.END]
+        assert group == [encoder.tokenizer.decode(plain, skip_special_tokens=False)] * 2
+
+
+def test_labels_of_a_round(module: Any, tmp_path: Path) -> None:
+    rounds = module("rounds")
+    assert rounds.restart_targets([True, False, False, True, False]) == [0.0, 0.5, 0.5, 0.0, 0.5]
+    assert rounds.restart_targets([False, False]) == [0.0, 0.0]
+    task = skill("words")
+    problem = task.problem("train", 0)
+    lines = problem.solution.split("\n")
+    text = "\n".join([*lines[:-1], "The answer is 0."])
+    made = rounds.document(problem.question, text, task.grade(problem, text), 0.25, random.Random(0))
+    steps = [probe for probe in made.probes if probe.question == STEP_PROBE]
+    restarts = [probe for probe in made.probes if probe.question == RESTART_PROBE]
+    assert [text[: probe.at].split("\n")[-1] for probe in steps] == text.split("\n")
+    assert [probe.yes for probe in steps] == [1.0] * (len(lines) - 1) + [0.0]
+    assert restarts[-1].at == len(text)
+    assert {probe.yes for probe in restarts} == {0.25}
+    path = tmp_path / "own.jsonl"
+    rounds.write_documents(path, [made, made])
+    assert rounds.read_documents([path]) == [made, made]
+
+
+def test_batches_do_not_depend_on_where_a_run_starts(module: Any) -> None:
+    data, train = module("data"), module("train")
+    encoder = data.Encoder(TOKENIZER)
+
+    def some(skip: int, count: int) -> list[Any]:
+        source = data.batches(lambda rng: train.stream([], 0.0, rng), encoder, 1, 2048, skip, pool=64)
+        return [batch.ids for batch in itertools.islice(source, count)]
+
+    assert all(torch.equal(a, b) for a, b in zip(some(0, 12)[5:], some(5, 7), strict=True))
+
+
+def test_measures(module: Any) -> None:
+    evaluate = module("evaluate")
+    assert evaluate.auc([0.1, 0.4, 0.35, 0.8], [False, False, True, True]) == pytest.approx(0.75)
+    assert evaluate.auc([0.5, 0.5], [True, False]) == pytest.approx(0.5)
+    assert evaluate.ece([0.9, 0.9, 0.1, 0.1], [1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)

@@ -1,0 +1,143 @@
+"""From training documents to batches of tensors.
+
+A document and its probes become one row: the chat, then a branch for each probe. A branch sees the chat up to
+the probe's place and itself, with positions that go on from there, which equals one document per probe at a
+fraction of the cost.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from stratagem.bench.gym import Document
+
+PAD, END, ASSISTANT, USER = 0, 4, 3, 2
+ROLES = {"system": 1, "user": USER, "assistant": ASSISTANT}
+PROBE_WEIGHT = 2.0
+"""Weight of a judge's answer against a token of a solution."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One document as numbers: for each token its position, branch (0: the chat) and how far it sees the chat.
+
+    `learn`: (index, target, other, share): the state at `index` should give `target` with probability `share`
+    and `other` with the rest.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    branches: list[int]
+    limits: list[int]
+    learn: list[tuple[int, int, int, float, float]]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Tensors of one step. ids, positions: (rows, length); mask: (rows, 1, length, length)."""
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    where: Tensor
+    target: Tensor
+    other: Tensor
+    share: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+class Encoder:
+    """Turns documents into rows with a tokenizer of the chat format."""
+
+    def __init__(self, tokenizer: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._cache: dict[str, list[int]] = {}
+        self.yes, self.no = (self.tokenizer.token_to_id(word) for word in ("yes", "no"))
+
+    def _fixed(self, text: str) -> list[int]:
+        if text not in self._cache:
+            self._cache[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._cache[text]
+
+    def row(self, document: Document) -> Row:
+        """Encode a document. A probe within a token is put before that token."""
+        ids: list[int] = []
+        learn: list[tuple[int, int, int, float, float]] = []
+        ends: list[int] = []
+        start = 0
+        for message in document.messages:
+            ids.append(ROLES[message.role])
+            encoding = self.tokenizer.encode(message.content, add_special_tokens=False)
+            start, ends = len(ids), [end for _, end in encoding.offsets]
+            for token in [*encoding.ids, END]:
+                if message.loss:
+                    learn.append((len(ids) - 1, token, token, 1.0, 1.0))
+                ids.append(token)
+        trunk = len(ids)
+        positions, branches, limits = list(range(trunk)), [0] * trunk, [trunk] * trunk
+        for number, probe in enumerate(document.probes, 1):
+            seen = start + sum(end <= probe.at for end in ends)
+            branch = [END, USER, *self._fixed(probe.question), END, ASSISTANT]
+            learn.append((len(ids) + len(branch) - 1, self.yes, self.no, probe.yes, PROBE_WEIGHT))
+            ids += branch
+            positions += range(seen, seen + len(branch))
+            branches += [number] * len(branch)
+            limits += [seen] * len(branch)
+        return Row(ids, positions, branches, limits, learn)
+
+
+def collate(rows: list[Row]) -> Batch:
+    """Pad rows to one length, a multiple of 8."""
+    length = -(-max(len(row.ids) for row in rows) // 8) * 8
+    ids, positions, branches, limits = (
+        torch.tensor([getattr(row, name) + [fill] * (length - len(row.ids)) for row in rows])
+        for name, fill in (("ids", PAD), ("positions", 0), ("branches", 0), ("limits", length))
+    )
+    index = torch.arange(length)
+    causal = index[None, :, None] >= index[None, None, :]
+    same = branches[:, :, None] == branches[:, None, :]
+    chat = (branches[:, None, :] == 0) & (index[None, None, :] < limits[:, :, None])
+    learn = [(r * length + i, *rest) for r, row in enumerate(rows) for i, *rest in row.learn]
+    where, target, other, share, weight = (torch.tensor(column) for column in zip(*learn, strict=True))
+    return Batch(ids, positions, (causal & (same | chat))[:, None], where, target, other, share, weight)
+
+
+def batches(
+    stream: Callable[[random.Random], Iterator[Document]],
+    encoder: Encoder,
+    seed: int,
+    tokens: int,
+    skip: int = 0,
+    pool: int = 1024,
+) -> Iterator[Batch]:
+    """Batches of about `tokens` tokens of rows of like length, without end; `skip` go unused (for a resume).
+
+    The order depends on the seed alone: pool k of documents comes from `stream(Random(seed, k))`.
+    """
+    number = 0
+    while True:
+        rng = random.Random(f"{seed}/{number}")
+        source = stream(rng)
+        rows = sorted((encoder.row(next(source)) for _ in range(pool)), key=lambda row: len(row.ids))
+        groups: list[list[Row]] = [[]]
+        for row in rows:
+            if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > tokens:
+                groups.append([])
+            groups[-1].append(row)
+        rng.shuffle(groups)
+        for group in groups:
+            if skip:
+                skip -= 1
+            else:
+                yield collate(group)
+        number += 1

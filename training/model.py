@@ -1,0 +1,168 @@
+"""A Llama decoder in plain torch, with the parameter names and the arithmetic of `LlamaForCausalLM`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Shape of the decoder; the defaults are those of stratagem-mini."""
+
+    vocabulary: int = 2048
+    hidden: int = 192
+    layers: int = 6
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 32
+    ffn: int = 512
+    positions: int = 1024
+    theta: float = 10000.0
+    eps: float = 1e-5
+
+    def llama(self) -> dict[str, Any]:
+        """config.json of transformers and vLLM."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.ffn,
+            "max_position_embeddings": self.positions,
+            "rope_theta": self.theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.theta},
+            "rms_norm_eps": self.eps,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.02,
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": 4,
+            "torch_dtype": "float16",
+            "dtype": "float16",
+        }
+
+    def dump(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Cache = list[tuple[Tensor, Tensor]]
+"""For each layer, keys and values of shape (batch, kv heads, tokens, head dim)."""
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        width = config.heads * config.head_dim
+        kv_width = config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden, bias=False)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        c = self.config
+        batch, length, _ = x.shape
+        q = rotate(self.q_proj(x).view(batch, length, c.heads, c.head_dim).transpose(1, 2), rope)
+        k = rotate(self.k_proj(x).view(batch, length, c.kv_heads, c.head_dim).transpose(1, 2), rope)
+        v = self.v_proj(x).view(batch, length, c.kv_heads, c.head_dim).transpose(1, 2)
+        if past is not None:
+            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+        group = c.heads // c.kv_heads
+        # In float32 even under autocast: the bfloat16 kernel is three times slower on CPU.
+        wide = (part.float() for part in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)))
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(*wide, attn_mask=mask)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1)), (k, v)
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden, config.eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden, config.eps)
+        self.mlp = nn.ModuleDict(
+            {
+                "gate_proj": nn.Linear(config.hidden, config.ffn, bias=False),
+                "up_proj": nn.Linear(config.hidden, config.ffn, bias=False),
+                "down_proj": nn.Linear(config.ffn, config.hidden, bias=False),
+            }
+        )
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        attended, cache = self.self_attn(self.input_layernorm(x), rope, mask, past)
+        x = x + attended
+        h = self.post_attention_layernorm(x)
+        gated = F.silu(self.mlp["gate_proj"](h)) * self.mlp["up_proj"](h)
+        return x + self.mlp["down_proj"](gated), cache
+
+
+class Decoder(nn.Module):
+    """`forward` gives the hidden states, `logits` the scores of the next token (tied embedding)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.hidden, config.eps)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                scale = (
+                    (2 * config.layers) ** -0.5
+                    if name.endswith(("o_proj.weight", "down_proj.weight"))
+                    else 1.0
+                )
+                nn.init.normal_(parameter, std=0.02 * scale)
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, past: Cache | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Hidden states (batch, length, hidden) and the cache.
+
+        ids, positions: (batch, length). mask: (batch, 1, length, cached + length), true where a token may look.
+        """
+        c = self.config
+        frequencies = c.theta ** (
+            -torch.arange(0, c.head_dim, 2, device=ids.device, dtype=torch.float32) / c.head_dim
+        )
+        angles = positions[:, None, :, None].float() * frequencies
+        angles = torch.cat((angles, angles), -1)
+        rope = (angles.cos(), angles.sin())
+        x = self.embed_tokens(ids)
+        cache: Cache = []
+        for index, block in enumerate(self.layers):
+            x, kept = block(x, rope, mask, None if past is None else past[index])
+            cache.append(kept)
+        return self.norm(x), cache
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.embed_tokens.weight)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding, halves convention of Llama."""
+    cos, sin = rope
+    first, second = x.chunk(2, -1)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), -1) * sin.to(x.dtype)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,230 @@
+"""Train stratagem-mini, by the clock: the learning rate falls to zero when `--minutes` are spent.
+
+    python training/train.py --out training/out/base --minutes 50
+    python training/train.py --out training/out/judge --minutes 12 --init training/out/base/last.pt --own own.jsonl
+
+Two processes of one thread each, which is faster than one of two where other programs run too:
+
+    torchrun --standalone --nproc-per-node 2 training/train.py --out training/out/base
+
+Started again with the same `--out` it goes on from its last checkpoint (model, optimisers, place in the data,
+time spent, random state), and ends with the same weights as an uninterrupted run of as many steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from data import Batch, Encoder, batches
+from model import Config, Decoder, device
+from torch import Tensor
+
+from stratagem.bench.gym import Document, skills
+
+MUON_RATE, ADAM_RATE = 0.02, 0.003
+
+
+def rate(done: float, warm: float = 0.02, fall: float = 0.4) -> float:
+    """Share of the peak rate when `done` (0..1) of the time is spent: up, level, then straight to zero."""
+    return min(1.0, (done + 1e-3) / warm, max(0.0, (1.0 - done) / (1.0 - fall)))
+
+
+def losses(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean weighted loss, and the mean loss of the judges' answers (nan without any)."""
+    hidden, _ = model(batch.ids, batch.positions, batch.mask)
+    logits = model.logits(hidden.flatten(0, 1)[batch.where]).float()
+    logp = F.log_softmax(logits, -1)
+    first = logp.gather(1, batch.target[:, None])[:, 0]
+    second = logp.gather(1, batch.other[:, None])[:, 0]
+    loss = -(batch.share * first + (1 - batch.share) * second)
+    return (loss * batch.weight).sum() / batch.weight.sum(), loss[batch.weight > 1].detach().mean()
+
+
+def stream(own: list[Document], share: float, rng: random.Random) -> Iterator[Document]:
+    """Documents of all skills in turn at random, and a share from the model's own graded samples."""
+    sources = [skill.documents(rng) for skill in skills().values()]
+    while True:
+        yield rng.choice(own) if own and rng.random() < share else next(rng.choice(sources))
+
+
+class Trainer:
+    """The state of a run: everything that a checkpoint holds."""
+
+    def __init__(self, config: Config, rate_scale: float, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.device = device()
+        self.model = Decoder(config).to(self.device)
+        hidden = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(hidden, lr=MUON_RATE * rate_scale, weight_decay=0.01),
+            torch.optim.AdamW(others, lr=ADAM_RATE * rate_scale, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self.peaks = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
+        self.step = 0
+        self.seconds = 0.0
+
+    def update(self, batch: Batch, done: float, precision: torch.dtype | None) -> tuple[float, float]:
+        """One step at the rate of `done`; returns the losses."""
+        for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
+            optimiser.param_groups[0]["lr"] = peak * rate(done)
+        cast = torch.autocast(self.device.type, precision) if precision else nullcontext()
+        with cast:
+            loss, judged = losses(self.model, batch.to(self.device))
+        loss.backward()
+        self.share_gradients()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        return float(loss.detach()), float(judged)
+
+    def share_gradients(self) -> None:
+        """Average the gradients, and the time spent, over the processes of a torchrun."""
+        if not dist.is_initialized():
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        clock = torch.tensor([self.seconds], device=self.device)
+        flat = torch.cat([*(g.flatten() for g in gradients), clock])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        self.seconds = float(flat[-1])
+        for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint whole or not at all."""
+        state: dict[str, Any] = {
+            "config": self.model.config.dump(),
+            "model": self.model.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "step": self.step,
+            "seconds": self.seconds,
+            "random": torch.get_rng_state(),
+        }
+        torch.save(state, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+        torch.set_rng_state(state["random"].cpu())
+
+
+def load_model(path: Path) -> Decoder:
+    """The model of a checkpoint, in evaluation mode."""
+    state = torch.load(path, map_location=device(), weights_only=True)
+    model = Decoder(Config(**state["config"])).to(device())
+    model.load_state_dict(state["model"])
+    return model.eval()
+
+
+def run(arguments: argparse.Namespace) -> Trainer:
+    """Train until the minutes (or the steps) are spent."""
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    encoder = Encoder(arguments.tokenizer)
+    config = Config(**json.loads(arguments.config)) if arguments.config else Config()
+    trainer = Trainer(config, arguments.rate, arguments.seed)
+    last = out / "last.pt"
+    if last.exists() and not arguments.fresh:
+        trainer.load(last)
+    elif arguments.init:
+        trainer.model.load_state_dict(load_model(arguments.init).state_dict())
+    own: list[Document] = []
+    if arguments.own:
+        from rounds import read_documents
+
+        own = read_documents(arguments.own)
+    precision = torch.bfloat16 if arguments.bf16 else None
+    if arguments.compile:
+        trainer.model.compile(dynamic=True)
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    every = batches(
+        lambda rng: stream(own, arguments.own_share, rng),
+        encoder,
+        arguments.seed,
+        arguments.tokens // world,
+        trainer.step * world,
+    )
+    source = itertools.islice(every, rank, None, world)
+    limit = arguments.minutes * 60
+    saved = began = now = time.monotonic()
+    seen, sums, judged_sums = 0, [], []
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        while trainer.seconds < limit and (not arguments.steps or trainer.step < arguments.steps):
+            batch = next(source)
+            # Before this process's own clock is added: `done` must be the same in all processes.
+            done = trainer.step / arguments.steps if arguments.steps else trainer.seconds / limit
+            past, now = now, time.monotonic()
+            trainer.seconds += now - past
+            loss, judged = trainer.update(batch, done, precision)
+            seen += batch.ids.numel()
+            sums.append(loss)
+            if judged == judged:
+                judged_sums.append(judged)
+            if rank == 0 and trainer.step % 20 == 0:
+                record = {
+                    "step": trainer.step,
+                    "loss": round(sum(sums) / len(sums), 4),
+                    "judge": round(sum(judged_sums) / max(1, len(judged_sums)), 4),
+                    "rate": round(rate(done), 4),
+                    "seconds": round(trainer.seconds, 1),
+                    "tokens_per_second": round(world * seen / (now - began)),
+                }
+                metrics.write(json.dumps(record) + "\n")
+                metrics.flush()
+                sums, judged_sums = [], []
+            if rank == 0 and now - saved > arguments.every:
+                trainer.save(last)
+                saved = now
+    if rank == 0:
+        trainer.save(last)
+    return trainer
+
+
+def parser() -> argparse.ArgumentParser:
+    here = Path(__file__).resolve().parent
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, required=True, help="folder of checkpoints and metrics")
+    p.add_argument(
+        "--minutes", type=float, default=50.0, help="time of the whole schedule, earlier tries counted"
+    )
+    p.add_argument("--steps", type=int, default=0, help="schedule by steps instead of minutes")
+    p.add_argument("--tokens", type=int, default=8192, help="tokens of a batch")
+    p.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--init", type=Path, help="checkpoint to take the weights from")
+    p.add_argument("--own", type=Path, nargs="*", help="graded samples of the model, from rounds.py")
+    p.add_argument("--own-share", type=float, default=0.5, help="share of documents from --own")
+    p.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")
+    p.add_argument("--config", help="JSON of Config fields, for another size")
+    p.add_argument("--tokenizer", type=Path, default=here.parent / "backends/embedded/mini/tokenizer.json")
+    p.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
+    p.add_argument("--compile", action="store_true", help="compile the model (needs a C++ compiler)")
+    p.add_argument("--fresh", action="store_true", help="do not resume")
+    return p
+
+
+if __name__ == "__main__":
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    run(parser().parse_args())
+    if dist.is_initialized():
+        dist.destroy_process_group()
