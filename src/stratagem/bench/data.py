@@ -87,7 +87,9 @@ def _gym(rest: str, limit: int | None, split: str | None) -> Dataset:
     splits: dict[str, Split] = {s: s for s in SPLITS}
     chosen = splits.get(wanted)
     if chosen is None:
-        raise ConfigurationError(f"gym:{name} has no split {wanted!r}.", remedy=f"It has: {', '.join(SPLITS)}.")
+        raise ConfigurationError(
+            f"gym:{name} has no split {wanted!r}.", remedy=f"It has: {', '.join(SPLITS)}."
+        )
     problems = (known[name].problem(chosen, index) for index in range(limit or GYM_LIMIT))
     return Dataset(
         f"gym:{name}/{chosen}",
@@ -157,6 +159,10 @@ def _problem(reader: Callable[[_Row], tuple[str, str, str]], line: bytes, name: 
     if not isinstance(fields, dict):
         raise _Broken(f"a JSON object is expected, not {type(fields).__name__}")
     question, gold, name = reader(_Row(fields, name))
+    try:
+        f"{question}{gold}{name}".encode()
+    except UnicodeEncodeError:
+        raise _Broken("it holds half a character (a lone surrogate)") from None
     return Problem(name, Task.of(question, id=name), gold)
 
 

@@ -30,6 +30,7 @@ _AXES: dict[Measure, str] = {
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = "osD^vPXhp*"
 _INK, _FAINT, _PAPER = "#1a1c20", "#8a8f98", "#ffffff"
+_METADATA = ("Date", "Creator", "Format", "Type")  # of an SVG; none of it is wanted
 _KEY = "Dashed: Pareto front, the best accuracy at that cost or less"
 # Where a label may stand, in points from its point, best first: right, left, above, below, corners; then farther.
 _SIDES = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
@@ -60,8 +61,7 @@ def draw(
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("matplotlib", "bench") from None
-    style = {"font.family": "sans-serif", "font.size": 10.5, "svg.fonttype": "none", "svg.hashsalt": "stratagem"}
-    with rc_context(style):  # type: ignore[arg-type]
+    with rc_context({"font.family": "sans-serif", "font.size": 10.5}):
         figure = Figure(figsize=(0.6 + 5.4 * len(measures), 4.3), layout="constrained", facecolor=_PAPER)
         renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
         panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
@@ -85,9 +85,14 @@ def save_plot(summary: Summary, path: Path | str, *, title: str = "") -> None:
 
 def svg(summary: Summary) -> str:
     """The figure as an SVG element for a web page: its ink is the page's ``currentColor``, its paper clear."""
-    buffer = io.StringIO()
     figure = draw(summary)
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "stratagem"}
+    ):  # text as text, the same each time
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     return text.replace(_INK, "currentColor").replace(_PAPER, "var(--paper, #ffffff)")

@@ -109,10 +109,13 @@ class Results:
             row = asdict(cell)
             usage = row.pop("usage")
             problem = by_id[cell.problem]
+            # The scores are a map: a struct would need the same ones everywhere.
             row["samples"] = [
-                {**asdict(s), "scores": list(s.scores.items())} for s in cell.samples
-            ]  # a map column: a struct would need the same scores everywhere
-            rows.append({"question": problem.task.question, "gold": problem.gold, **row, **usage})
+                {**asdict(s), "answer": _encodable(s.answer), "scores": list(s.scores.items())}
+                for s in cell.samples
+            ]
+            row |= {"question": problem.task.question, "gold": problem.gold, **usage}
+            rows.append({key: _encodable(value) for key, value in row.items()})
         sample = pa.struct(
             [
                 ("answer", pa.string()),
@@ -139,3 +142,8 @@ class Results:
             ]
         )
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def _encodable(value: Any) -> Any:
+    """Text without the lone surrogates that a server's JSON may hold and UTF-8 has no bytes for."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
