@@ -18,9 +18,8 @@ Outcome = Literal["equal", "different", "unknown"]
 
 ROUNDED_DIGITS: Final = 6
 """Significant digits from which on a decimal may stand for the exact value that it rounds."""
-LONG_DIGITS: Final = 12
-"""Significant digits from which on a decimal counts as computed rather than as given."""
 FLOAT_DIGITS: Final = 15
+"""Significant digits from which on a decimal counts as computed in floating point rather than as given."""
 FLOAT_NOISE: Final = Fraction(1, 10**14)
 
 _DIGITS: Final = 50
@@ -120,7 +119,7 @@ def _rationals(a: Fraction, b: Fraction, tolerance: Tolerance) -> Outcome:
     if tolerance.relative is not None:
         return "equal" if abs(a - b) <= scale * Fraction(tolerance.relative) else "different"
     # Of two given decimals neither is the other rounded: 35624.0 is not 35624.01.
-    given = _terminates(a) and _terminates(b) and (tolerance.finest or 0) < LONG_DIGITS
+    given = _terminates(a) and _terminates(b) and (tolerance.finest or 0) < FLOAT_DIGITS
     if given or tolerance.exact:
         return "different"
     return "equal" if tolerance.allows(abs(a - b), scale, _exponent(scale)) else "different"
