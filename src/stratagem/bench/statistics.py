@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-_BLOCK = 4_000_000  # indices drawn at once: bounds the memory of a bootstrap
+_BLOCK = 1_000_000  # indices drawn at once: bounds the memory of a bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,13 @@ def _means(table: Array, level: float, resamples: int, seed: int) -> list[Estima
         return [Estimate(math.nan, math.nan, math.nan, 0)] * columns
     rng = np.random.default_rng(seed)
     means = np.empty((resamples, columns))
-    step = max(1, _BLOCK // (size * max(1, columns)))
+    step = max(1, _BLOCK // size)
     for start in range(0, resamples, step):
         rows = rng.integers(size, size=(min(step, resamples - start), size))
-        means[start : start + len(rows)] = table[rows].mean(axis=1)
+        rows += np.arange(len(rows))[:, None] * size
+        drawn = np.bincount(rows.ravel(), minlength=rows.size).reshape(rows.shape)  # how often, row by row
+        # Not by BLAS, whose last digits depend on its threads.
+        means[start : start + len(rows)] = np.einsum("rp,pc->rc", drawn.astype(np.float64), table) / size
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     centre = table.mean(axis=0)
