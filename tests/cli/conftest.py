@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from stratagem.cli import main
+
 Completed = subprocess.CompletedProcess[str]
 _COMMAND = [sys.executable, "-m", "stratagem.cli"]
 
@@ -29,6 +31,19 @@ def cli() -> Callable[..., Completed]:
             [*_COMMAND, *arguments], input=stdin, capture_output=True, env=_environment(env), timeout=300
         )
         return Completed(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def inside(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Completed]:
+    """As ``cli``, in this process: for many short calls. Call it where no event loop runs."""
+
+    def run(*arguments: str | bytes) -> Completed:
+        given = [os.fsdecode(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["stratagem", *given])
+        code = main()
+        return Completed(arguments, code, *capfd.readouterr())
 
     return run
 

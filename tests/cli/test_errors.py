@@ -31,7 +31,6 @@ def assert_told(done: CompletedProcess[str], *words: str) -> None:
     [
         (("solve", ""), ("question is empty", "stratagem solve")),
         (("solve", " \n"), ("question is empty",)),
-        (("solve", "-"), ("empty (standard input)",)),
         (("solve", b"caf\xe9?"), ("not UTF-8", "byte 3", "iconv")),
         ((*ASK, "-s", "magic"), ("Unknown strategy 'magic'", "best_of_n", "self_consistency")),
         ((*ASK, "--set", "m=3"), ("unknown key 'm'", "allowed are", "temperature")),
@@ -67,32 +66,47 @@ def assert_told(done: CompletedProcess[str], *words: str) -> None:
         ),
     ],
 )
-def test_bad_arguments(cli: Cli, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
-    assert_told(cli(*arguments), *words)
+def test_bad_arguments(inside: Cli, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    assert_told(inside(*arguments), *words)
 
 
-def test_bad_files(cli: Cli, tmp_path: Path) -> None:
+def test_bad_standard_input(cli: Cli) -> None:
+    assert_told(cli("solve", "-"), "empty (standard input)")
+    assert_told(cli("solve", "-", stdin="Où ?".encode("latin-1")), "Standard input", "not UTF-8")
+
+
+def test_bad_files(inside: Cli, tmp_path: Path) -> None:
     broken, latin = tmp_path / "broken.yaml", tmp_path / "latin.yaml"
     broken.write_text("kind: best_of_n\nn: [1\n")
     latin.write_bytes("kind: direct\ninstruction: Réponds\n".encode("latin-1"))
-    assert_told(cli(*ASK, "--config", str(broken)), "broken.yaml:3", "not YAML")
-    assert_told(cli(*ASK, "--config", str(latin)), "latin.yaml", "not UTF-8")
-    assert_told(cli("solve", "-", stdin="Où ?".encode("latin-1")), "Standard input", "not UTF-8")
-    assert_told(cli(*ASK, "--trace", str(tmp_path / "no" / "t.jsonl")), "Cannot write the trace")
+    assert_told(inside(*ASK, "--config", str(broken)), "broken.yaml:3", "not YAML")
+    assert_told(inside(*ASK, "--config", str(latin)), "latin.yaml", "not UTF-8")
+    assert_told(inside(*ASK, "--trace", str(tmp_path / "no" / "t.jsonl")), "Cannot write the trace")
 
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "What is 1 + 1?", "answer": "2"}\n{"question": \n')
     asked = ("bench", f"jsonl:{rows}", "--strategies", "direct", "--out", str(tmp_path / "out"))
-    assert_told(cli(*asked), "rows.jsonl:2", "--skip-broken")
+    assert_told(inside(*asked), "rows.jsonl:2", "--skip-broken")
     assert not (tmp_path / "out").exists()
 
 
-def test_no_server_there(cli: Cli) -> None:
+def test_no_server_there(inside: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
-    assert_told(cli(*ASK, "--base-url", address), address)
+    assert_told(inside(*ASK, "--base-url", address), address)
     assert_told(
-        cli("bench", "gym:words", "--strategies", "direct", "--limit", "2", "--out", "x", "--base-url", address),
+        inside(
+            "bench",
+            "gym:words",
+            "--strategies",
+            "direct",
+            "--limit",
+            "2",
+            "--out",
+            "x",
+            "--base-url",
+            address,
+        ),
         address,
     )
 
@@ -111,14 +125,16 @@ def test_what_the_server_refuses(cli: Cli, tmp_path: Path) -> None:
             await told(*ASK, "--model", "gpt-17", words=("gpt-17", server.settings.model))
             await told(*ASK, words=("401",), key="wrong-key")
             await told("solve", "why? " * 400, words=("tokens",))
-            await told(*ASK, "--budget", "tokens=3", words=("budget is exhausted", "tokens=3", "Raise --budget"))
+            await told(
+                *ASK, "--budget", "tokens=3", words=("budget is exhausted", "tokens=3", "Raise --budget")
+            )
             assert server.totals().in_flight == 0
 
     asyncio.run(main())
 
 
-def test_debug_shows_where(cli: Cli) -> None:
-    done = cli(*ASK, "--set", "m=3", "--debug")
+def test_debug_shows_where(inside: Cli) -> None:
+    done = inside(*ASK, "--set", "m=3", "--debug")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")

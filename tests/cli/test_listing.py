@@ -16,18 +16,18 @@ Cli = Callable[..., CompletedProcess[str]]
 COMMANDS = ("solve", "strategies", "doctor", "bench", "demo")
 
 
-def test_version(cli: Cli) -> None:
-    done = cli("--version")
+def test_version(inside: Cli) -> None:
+    done = inside("--version")
     assert (done.returncode, done.stdout) == (0, f"stratagem {sg.__version__}\n")
 
 
-def test_help_names_every_command_and_alone_is_help(cli: Cli) -> None:
-    helped, alone = cli("--help"), cli()
+def test_help_names_every_command_and_alone_is_help(inside: Cli) -> None:
+    helped, alone = inside("--help"), inside()
     assert helped.returncode == alone.returncode == 0
     assert helped.stdout.strip() == alone.stdout.strip()
     for command in COMMANDS:
         assert command in helped.stdout
-    assert "stratagem solve" in cli("solve", "--help").stdout  # examples
+    assert "stratagem solve" in inside("solve", "--help").stdout  # examples
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -41,8 +41,8 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "loaded: []"
 
 
-def test_strategies_as_data(cli: Cli) -> None:
-    data = json.loads(cli("strategies", "--json").stdout)
+def test_strategies_as_data(inside: Cli) -> None:
+    data = json.loads(inside("strategies", "--json").stdout)
     for family, kinds in (("strategies", sg.Strategy.kinds()), ("verifiers", sg.Verifier.kinds())):
         listed = {entry["kind"]: entry for entry in data[family]}
         assert listed.keys() == kinds.keys()
@@ -64,14 +64,16 @@ def test_strategies_as_data(cli: Cli) -> None:
     assert parameters["verifier"]["default"]["kind"] == "step_judge"
 
 
-def test_strategies_for_people(cli: Cli) -> None:
-    text = cli("strategies").stdout
+def test_strategies_for_people(inside: Cli) -> None:
+    text = inside("strategies").stdout
     for kind, member in (sg.Strategy.kinds() | sg.Verifier.kinds()).items():
         assert f"\n{kind}  {member.summary()}" in text
     assert "Samples. (int; ≥ 1)" in text
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("solve", "--help"), ("strategies",), ("bench", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("solve", "--help"), ("strategies",), ("bench", "--help")]
+)
 def test_narrow_terminals_and_no_colour(cli: Cli, arguments: tuple[str, ...]) -> None:
     done = cli(*arguments, env={"COLUMNS": "60", "TERMINAL_WIDTH": "60", "NO_COLOR": "1"})
     assert done.returncode == 0

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -81,9 +82,9 @@ def demo(debug: Debug = False) -> None:
 
     def command() -> Coroutine[Any, Any, int]:
         from stratagem._cli.demo import demo as run
-        from stratagem._cli.settings import connect
+        from stratagem._cli.settings import connect, using
 
-        return run(connect(None, None, None))
+        return using(connect(None, None, None), run)
 
     _finish(command, debug)
 
@@ -140,7 +141,7 @@ def solve(
     """Answer one question."""
 
     def command() -> Coroutine[Any, Any, int]:
-        from stratagem._cli.settings import build_strategy, connect, read_question
+        from stratagem._cli.settings import build_strategy, connect, read_question, using
         from stratagem._cli.solve import solve as run
         from stratagem.core.budget import Budget
 
@@ -154,10 +155,10 @@ def solve(
             )
         chosen = build_strategy(config or strategy or "self_consistency", settings or ())
         limits = None if budget is None else Budget.parse(budget)
-        return run(
+        answer = partial(
+            run,
             read_question(question),
             chosen,
-            connect(base_url, model, api_key_env),
             budget=limits,
             seed=seed,
             store=store,
@@ -165,6 +166,7 @@ def solve(
             as_json=as_json,
             trace_file=trace,
         )
+        return using(connect(base_url, model, api_key_env), answer)
 
     _finish(command, debug)
 
@@ -193,9 +195,10 @@ def doctor(
 
     def command() -> Coroutine[Any, Any, int]:
         from stratagem._cli.doctor import doctor as run
-        from stratagem._cli.settings import connect
+        from stratagem._cli.settings import connect, using
 
-        return run(connect(base_url, model, api_key_env), embedded=base_url is None, as_json=as_json)
+        check = partial(run, embedded=base_url is None, as_json=as_json)
+        return using(connect(base_url, model, api_key_env), check)
 
     _finish(command, debug)
 
@@ -240,22 +243,23 @@ def bench(
 
         from stratagem._cli.bench import bench as run
         from stratagem._cli.bench import build_strategies
-        from stratagem._cli.settings import connect
+        from stratagem._cli.settings import connect, using
         from stratagem.bench.data import load
         from stratagem.core.budget import Budget
 
         chosen = build_strategies(strategies, settings or ())
         problems = load(task, limit=limit, skip_broken=skip_broken)
-        return run(
+        compare = partial(
+            run,
             problems,
             chosen,
-            connect(base_url, model, api_key_env),
             out=Path(out),
             seeds=seeds,
             budget=None if budget is None else Budget.parse(budget),
             concurrency=concurrency,
             as_json=as_json,
         )
+        return using(connect(base_url, model, api_key_env), compare)
 
     _finish(command, debug)
 

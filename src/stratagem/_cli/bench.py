@@ -99,8 +99,6 @@ async def bench(
         if not total:  # before the first run: there is no folder to read
             raise
         results, code = Results.read(out), INTERRUPTED
-    finally:
-        await llm.aclose()
     summary = await asyncio.to_thread(summarise, results)
     report = out / _REPORT
     await asyncio.to_thread(write_report, results, report, summary)

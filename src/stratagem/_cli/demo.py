@@ -56,11 +56,12 @@ async def demo(llm: sg.Backend, *, problems: int = PROBLEMS) -> int:
     data = load(f"gym:{SKILL}", limit=problems)
     board = Scoreboard(list(strategies()), len(data))
     clock = _Clock()
+    model = (await llm.capabilities()).model
     stderr().print(
         Text.assemble(
             "\n  ",
             (f"{len(data)} word problems", STRONG),
-            f" that the model has never seen.\n  Model: {llm.name}, on this machine's processor.\n",
+            f" that the model has never seen.\n  Model: {model}, on this machine's processor.\n",
         )
     )
     code = 0
@@ -73,8 +74,6 @@ async def demo(llm: sg.Backend, *, problems: int = PROBLEMS) -> int:
                     await _one_wave(wave, llm, Path(folder), board, clock)
         except asyncio.CancelledError:
             code = INTERRUPTED
-        finally:
-            await llm.aclose()
         if not board.done:
             raise asyncio.CancelledError
         results = Results.read(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
@@ -20,7 +19,6 @@ from rich.text import Text
 
 import stratagem as sg
 from stratagem._cli.console import ACCENT, BAD, DIM, GOOD, STRONG, show, write_line
-from stratagem._cli.interrupt import INTERRUPTED
 from stratagem.core.backend import Capabilities, ScoreRequest
 
 Status = Literal["ok", "missing", "broken"]
@@ -45,13 +43,7 @@ class Check:
 
 async def doctor(llm: sg.Backend, *, embedded: bool, as_json: bool) -> int:
     """Print the report; gives the exit code."""
-    checks = [*_installation(), *_extras()]
-    try:
-        checks += await _model(llm, embedded=embedded)
-    except asyncio.CancelledError:
-        return INTERRUPTED
-    finally:
-        await llm.aclose()
+    checks = [*_installation(), *_extras(), *await _model(llm, embedded=embedded)]
     if as_json:
         write_line(json.dumps([asdict(check) for check in checks], ensure_ascii=False, indent=2))
     else:

@@ -103,24 +103,17 @@ class Progress:
         ):
             yield
 
-    def partial(self, run_id: str) -> Answer | None:
-        """The best answer so far as that of a cancelled run; ``None`` when there is none yet."""
-        if self._best is None:
-            return None
-        value = self._best.value
+    def partial(self, run_id: str) -> Answer:
+        """The best answer so far as that of a cancelled run; without value and candidates if there is none."""
+        value = self._best.value if self._best else None
         text = next((c.text for c in reversed(self._candidates) if c.answer == value), value or "")
         return Answer(
-            text=text,
+            text=text if self._best else "",
             value=value,
-            confidence=self._best.confidence,
-            candidates=tuple(self._candidates),
+            confidence=self._best.confidence if self._best else None,
+            candidates=tuple(self._candidates) if self._best else (),
             stopped="cancelled",
             usage=self._spent,
             seconds=time.monotonic() - self._began,
             run_id=run_id,
         )
-
-    @property
-    def spent(self) -> Usage:
-        """What ended calls have cost so far."""
-        return self._spent

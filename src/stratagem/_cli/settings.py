@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -59,6 +59,14 @@ def connect(base_url: str | None, model: str | None, api_key_env: str | None) ->
             f"The environment variable {api_key_env} is not set.", remedy=f"Run: export {api_key_env}=..."
         )
     return sg.connect(base_url, model=model, api_key=key)
+
+
+async def using(llm: Backend, command: Callable[[Backend], Awaitable[int]]) -> int:
+    """What ``command`` gives; the backend is closed after it, however it ends."""
+    try:
+        return await command(llm)
+    finally:
+        await llm.aclose()
 
 
 def build_strategy(source: str, settings: Sequence[str] = ()) -> Strategy:

@@ -22,7 +22,6 @@ from stratagem._cli.console import (
     say_error,
     seconds,
     show,
-    stderr,
     write_line,
 )
 from stratagem._cli.interrupt import INTERRUPTED
@@ -49,7 +48,7 @@ async def solve(
     as_json: bool,
     trace_file: str | None,
 ) -> int:
-    """Answer, print, and give the exit code."""
+    """Answer, print, and give the exit code; when cancelled, with the best so far."""
     task = sg.Task.of(question)
     progress = Progress(task, strategy.kind)
     trace = sg.Trace(listeners=[progress])
@@ -60,28 +59,24 @@ async def solve(
             trace.listeners.append(lines)
         try:
             with progress.shown():
-                answer: sg.Answer | None = await sg.solve(
+                answer = await sg.solve(
                     task, strategy, llm=llm, budget=budget, seed=seed, store=store, run_id=run_id, trace=trace
                 )
             code = 0
         except asyncio.CancelledError:
             answer, code = progress.partial(trace.run_id), INTERRUPTED
-    model = (await llm.capabilities()).model if answer is not None else ""  # negotiated by now
-    await llm.aclose()
-    if answer is None:
-        spent = count(progress.spent.tokens, "token")
-        say_error(f"no answer yet, {spent} spent{_how_to_resume(store, trace.run_id)}", label="stopped")
-    elif as_json:
-        write_line(json.dumps(as_data(answer, task, strategy, model, seed), ensure_ascii=False))
+    found = bool(answer.candidates) or answer.value is not None
+    if as_json or found:
+        model = (await llm.capabilities()).model if found else llm.name  # negotiated by now
+        if as_json:
+            write_line(json.dumps(as_data(answer, task, strategy, model, seed), ensure_ascii=False))
+        else:
+            show(*rendered(answer, strategy, model))
     else:
-        show(*rendered(answer, strategy, model))
-    if answer is not None and code and store is not None:
-        stderr().print(Text(_how_to_resume(store, trace.run_id).strip(". "), style=DIM), soft_wrap=True)
+        say_error(f"no answer yet, {count(answer.usage.tokens, 'token')} spent", label="stopped")
+    if code and store is not None:
+        say_error(f"the same with --run-id {answer.run_id} goes on", label="stopped")
     return code
-
-
-def _how_to_resume(store: str | None, run_id: str) -> str:
-    return "" if store is None else f". Run the same with --run-id {run_id} to go on"
 
 
 def as_data(answer: sg.Answer, task: sg.Task, strategy: sg.Strategy, model: str, seed: int) -> dict[str, Any]:
