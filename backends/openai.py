@@ -51,7 +51,14 @@ _Key = tuple[str, str, str | None]
 _DIALECTS: dict[_Key, Dialect] = {}
 _NEGOTIATING: SingleFlight[_Key, Dialect] = SingleFlight()
 
+
+def forget() -> None:
+    """Forgets what was negotiated: for a server that was replaced by another one at the same address."""
+    _DIALECTS.clear()
+
+
 _REMEMBERED_PROMPTS = 4096
+_LAST_WORD_SECONDS = 1.0
 _TEMPLATE_TOKENS = 64  # more than chat templates add to a conversation, and to each message
 _MESSAGE_TOKENS = 16
 
@@ -161,7 +168,12 @@ class OpenAIBackend:
 
         driver.add_done_callback(ended)
         try:
-            yield _ServerStream(call, queue, request.n)
+            stream = _ServerStream(call, queue, request.n)
+            yield stream
+            if stream.ended:
+                # All completions have come; the usage and the end of the answer are on their way, and reading
+                # them keeps the connection.
+                await asyncio.wait([driver], timeout=_LAST_WORD_SECONDS)
         finally:
             await _stopped(driver)
 
@@ -294,6 +306,10 @@ class _ServerStream:
         self._call = call
         self._queue = queue
         self._open = n
+
+    @property
+    def ended(self) -> bool:
+        return not self._open
 
     @property
     def usage(self) -> Usage:

@@ -130,8 +130,10 @@ class Call:
             )
         except Failed as failed:
             self._close(part)
-            await self.sender.wait(failed, number + 1, self.tally)
-            await self.draw(self._missing(part), number + 1)
+            missing = self._missing(part)
+            if missing:
+                await self.sender.wait(failed, number + 1, self.tally)
+                await self.draw(missing, number + 1)
             return
         finally:
             self._close(part)

@@ -236,6 +236,8 @@ class SimulatedServer:
         s = self.settings
         body, data = parse_body(s.flavour, endpoint, exchange.request.body)
         self._check_model(body.model)
+        if s.ignores_n:
+            body.n = 1
         record.stream, record.n = body.stream, body.n
         return body, sim_requests(
             s.flavour,

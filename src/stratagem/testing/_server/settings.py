@@ -16,6 +16,9 @@ class SimSettings(BaseModel):
     api_key: str | None = Field(default=None, description="refuse requests without this key")
     flavour: Flavour = Field(default="vllm", description="vllm, or openai: without vLLM's extensions")
     tokenize: bool = Field(default=True, description="offer vLLM's /tokenize")
+    ignores_n: bool = Field(
+        default=False, description="give one completion whatever n says, as some servers do"
+    )
     max_model_len: int = Field(default=8192, ge=1)
     mean_tokens: float = Field(default=40.0, gt=0, description="mean length of an answer")
     spread: float = Field(default=0.6, ge=0, description="log-scale deviation of the lengths; 0: all alike")
