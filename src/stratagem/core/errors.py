@@ -105,6 +105,14 @@ class BudgetExhausted(StratagemError):
     """Nothing more may be spent; caught by whoever set the budget."""
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """The error in a (nested) group that explains the others: a failure before an exhausted budget."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    causes = [root_cause(e) for e in error.exceptions]
+    return next((e for e in causes if not isinstance(e, BudgetExhausted)), causes[0])
+
+
 @contextmanager
 def boundary(error: type[StratagemError], what: str) -> Iterator[None]:
     """Turn a plain exception raised inside into ``error``; Stratagem's own errors pass unchanged.
@@ -118,5 +126,8 @@ def boundary(error: type[StratagemError], what: str) -> Iterator[None]:
         yield
     except StratagemError:
         raise
-    except Exception as cause:
-        raise error(f"{what} failed: {type(cause).__name__}: {cause}") from cause
+    except Exception as raised:
+        cause = root_cause(raised)  # a plug-in's own task group raises groups
+        if isinstance(cause, StratagemError):
+            raise cause from raised
+        raise error(f"{what} failed: {type(cause).__name__}: {cause}") from raised

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from stratagem.core.concurrency import root_cause
 from stratagem.core.errors import BudgetExhausted, StrategyError, boundary
 from stratagem.core.protocols import Strategy
 from stratagem.core.run import Run
@@ -27,17 +26,15 @@ async def execute(strategy: Strategy, task: Task, run: Run) -> Answer:
     stopped: Stopped = "complete"
     try:
         with boundary(StrategyError, f"Strategy {strategy.kind!r}"):
-            try:
-                async with run.deadline():
-                    answer = await strategy(task, run)
-            except ExceptionGroup as errors:
-                raise root_cause(errors) from errors
-        if run.ledger.refused:
-            stopped = "budget"
+            async with run.deadline():
+                answer = await strategy(task, run)
+            if not isinstance(answer, Answer):
+                raise TypeError(f"it gave {answer!r}, not an Answer")
     except BudgetExhausted:
         if run.best is None:
             raise
-        answer = run.best
+        answer, stopped = run.best, "budget"
+    if run.ledger.refused:
         stopped = "deadline" if run.ledger.seconds_left <= 0 else "budget"
     seconds = time.monotonic() - started
     answer = answer.model_copy(
