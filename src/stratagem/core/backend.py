@@ -19,6 +19,10 @@ MessageRole = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length"]
 
 
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()  # ASCII: lone surrogates too
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation. A trailing assistant message is continued, not answered."""
@@ -73,7 +77,7 @@ class Request:
     def key(self) -> str:
         """Content address of completion 0: hex SHA-256 of all that decides its text."""
         data = asdict(replace(self, n=1, priority=0))
-        return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        return _digest(data)
 
     def sibling(self, index: int) -> Request:
         """The request for completion ``index`` alone."""
@@ -144,8 +148,7 @@ class ScoreRequest:
 
     def key(self) -> str:
         """Content address: hex SHA-256."""
-        data = {"score": asdict(self)}
-        return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        return _digest({"score": asdict(self)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +205,11 @@ class Backend(Protocol):
         ...
 
     async def generate(self, request: Request, meter: Meter | None = None) -> Generation:
-        """All completions of ``request``, when the last has ended."""
+        """All completions of ``request``, when the last has ended. One also ends where the context is full.
+
+        Raises:
+            ContextLengthError: the prompt leaves no room for a single token.
+        """
         ...
 
     def stream(

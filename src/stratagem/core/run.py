@@ -33,6 +33,7 @@ from stratagem.core.budget import Amount, Budget, Ledger, Reservation, holding
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import (
     BudgetExhausted,
+    ProtocolError,
     UnsupportedError,
     VerifierError,
     boundary,
@@ -168,6 +169,11 @@ class Run:
                     await self._generate(part, role, reservation, done, arrived)
                 else:
                     await self._stream(part, role, reservation, done, arrived)
+                if drawn.keys() != set(range(done + part.n)):
+                    name = self.model(role).name
+                    raise ProtocolError(
+                        f"{name} was asked for {part.n} completions and gave {len(drawn) - done}."
+                    )
         return [drawn[i] for i in sorted(drawn)]
 
     @asynccontextmanager
@@ -224,7 +230,7 @@ class Run:
                 first = candidate.tokens[0]
                 for token, logprob in dict([*first.top, (first.token, first.logprob)]).items():
                     word = token.strip().casefold()
-                    begun = [c for c in choices if word and c.casefold().startswith(word)]
+                    begun = [c for c in choices if word and c.strip().casefold().startswith(word)]
                     if len(begun) == 1:
                         mass[begun[0]] += math.exp(logprob)
         if not sum(mass.values()) and caps.prompt_logprobs:

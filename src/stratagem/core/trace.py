@@ -163,7 +163,9 @@ class JsonLines:
 
     def __init__(self, path: Path | str) -> None:
         try:
-            self._file = Path(path).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
+            self._file = Path(path).open(  # noqa: SIM115 - closed by close()
+                "a", encoding="utf-8", errors="backslashreplace", buffering=1
+            )
         except OSError as error:
             raise StoreError(f"Cannot write the trace {path}: {error.strerror}.") from error
 
