@@ -121,13 +121,15 @@ def test_a_table_must_hold_distributions() -> None:
 
 
 def test_what_it_does_not_admit_to_is_refused() -> None:
-    toy = ToyModel(capabilities=replace(CAPABLE, logprobs=-1, prompt_logprobs=False, context=10))
+    toy = ToyModel(capabilities=replace(CAPABLE, logprobs=-1, prompt_logprobs=False, context=8))
     with pytest.raises(UnsupportedError, match="log-prob"):
         run(toy.generate(Request(ASK, logprobs=0)))
     with pytest.raises(UnsupportedError, match="score"):
         run(toy.score(ScoreRequest(ASK, ("a",))))
-    with pytest.raises(ContextLengthError, match="context of 10"):
-        run(toy.generate(Request(ASK, max_tokens=9)))
+    [cut] = run(toy.generate(Request(ASK, seed=2))).completions
+    assert (cut.token_count, cut.finish) == (4, "length")
+    with pytest.raises(ContextLengthError, match="context of 8"):
+        run(toy.generate(Request((Message("user", "How many apples are left now?"),))))
 
 
 def test_an_abort_is_billed_to_the_token() -> None:

@@ -178,6 +178,7 @@ class ToyModel:
     ) -> AsyncIterator[ToyStream]:
         """A chunk per token, or one per completion."""
         self._check(request)
+        request = self._fitted(request)
         async with self._permit():
             siblings = [request.sibling(i) for i in range(request.n)]
             stream = ToyStream(
@@ -245,9 +246,15 @@ class ToyModel:
             raise UnsupportedError(f"{self.name} gives at most {able.logprobs} top log-probabilities.")
         if request.constraint is not None and request.constraint.type not in able.constraints:
             raise UnsupportedError(f"{self.name} cannot decode under a {request.constraint.type} constraint.")
-        needed = self.prompt_tokens(request.messages) + request.max_tokens
-        if able.context is not None and needed > able.context:
-            raise ContextLengthError(f"{needed} tokens do not fit the context of {able.context}.")
+
+    def _fitted(self, request: Request) -> Request:
+        """With no more tokens than the context holds."""
+        if (context := self._capabilities.context) is None:
+            return request
+        prompt = self.prompt_tokens(request.messages)
+        if prompt >= context:
+            raise ContextLengthError(f"A prompt of {prompt} tokens does not fit the context of {context}.")
+        return replace(request, max_tokens=min(request.max_tokens, context - prompt))
 
     def _bill(self, usage: Usage, meter: Meter | None) -> None:
         self.books.usage += usage

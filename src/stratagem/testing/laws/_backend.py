@@ -165,6 +165,9 @@ class _Battery:
         require(short.token_count <= 2, law, f"{short.token_count} tokens of 2")
         [long] = (await self._generate(self.request)).completions
         require(1 <= long.token_count <= self.request.max_tokens, law, f"{long.token_count} tokens")
+        context = self.able.context or self.request.max_tokens
+        [filled] = (await self._generate(replace(self.request, max_tokens=context))).completions
+        require(filled.text.startswith(long.text), law, f"max_tokens={context} gave {filled.text!r}")
         if not self.able.seed or len(long.text) < 3:
             return
         stop = long.text[len(long.text) // 2 :][:2]
