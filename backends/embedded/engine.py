@@ -38,7 +38,8 @@ class EngineStats:
     prefilled_tokens: int = 0
     cached_tokens: int = 0  # prompt tokens that the prefix cache saved
     steps: int = 0
-    aborted: int = 0  # jobs
+    ended: int = 0  # jobs
+    aborted: int = 0  # of these
     running: int = 0  # jobs
     waiting: int = 0  # jobs
     blocks_active: int = 0  # in use by sequences
@@ -222,6 +223,7 @@ class Engine:
             prefilled_tokens=s.total.prefilled,
             cached_tokens=s.total.cached,
             steps=s.steps,
+            ended=s.ended,
             aborted=s.aborted,
             running=s.running,
             waiting=len(s.waiting),

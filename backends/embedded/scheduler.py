@@ -67,7 +67,8 @@ class Scheduler:
         self.end = model.config.end | {tokenizer.end}
         self.waiting: deque[Job] = deque()
         self.total = Spent()
-        self.aborted = 0
+        self.ended = 0  # jobs
+        self.aborted = 0  # of them
         self.steps = 0
         self.outbox: list[tuple[Job, Event]] = []
         self._jobs: dict[Job, _Prompt] = {}  # admitted, oldest first
@@ -91,7 +92,7 @@ class Scheduler:
             return
         self.aborted += 1
         for sequence in [s for s in self._active if s.job is job and job.continuations is None]:
-            sequence.text.push(b"", last=True)
+            sequence.text.end(cut=True)
             job.samples[sequence.index] = self._sample(sequence, "abort")
         self._drop(job)
         self.outbox.append((job, job.result(aborted=True)))
@@ -267,7 +268,7 @@ class Scheduler:
         elif len(sequence.tokens) >= min(len(job.prompt) + sampling.max_tokens, self.model.config.context):
             finish = "length"
         if finish and not stopped:
-            text += sequence.text.push(b"", last=True)[0]
+            text += sequence.text.end(cut=finish == "length")
         sample = None
         if finish:
             sample = job.samples[sequence.index] = self._sample(sequence, finish)
@@ -303,5 +304,6 @@ class Scheduler:
         for sequence in [s for s in self._active if s.job is job]:
             self._active.remove(sequence)
             self.cache.release(sequence.blocks)
+        self.ended += 1
         if (prompt := self._jobs.pop(job, None)) is not None:
             self.cache.release(prompt.sequence.blocks)

@@ -111,8 +111,18 @@ class TextStream:
         self._longest = max(map(len, stops), default=0)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, data: bytes, *, last: bool = False) -> tuple[str, bool]:
+    def push(self, data: bytes) -> tuple[str, bool]:
         """Add a token's bytes; returns the text released by it and whether a stop string came."""
+        return self._add(data, last=False)
+
+    def end(self, *, cut: bool) -> str:
+        """Release the rest. Bytes that wait for the rest of their character become U+FFFD, or, where the text
+        is ``cut`` short, nothing: so it is a beginning of the longer text."""
+        if cut:
+            self._decoder.reset()
+        return self._add(b"", last=True)[0]
+
+    def _add(self, data: bytes, *, last: bool) -> tuple[str, bool]:
         self._pending += self._decoder.decode(data, last)
         cut = min((at for s in self._stops if (at := self._pending.find(s)) >= 0), default=-1)
         if cut >= 0:

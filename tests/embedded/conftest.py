@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ TEXT = [
     "Think step by step. Give only the answer. Is the last step right? Answer yes or no.",
     "Would you do better if you started over? naïve café 東京 🙂",
 ]
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 96,

@@ -20,6 +20,7 @@ from stratagem.core.errors import (
     UnsupportedError,
 )
 from stratagem.core.usage import Meter, Usage
+from stratagem.testing import laws
 
 ASK = (Message("user", "Ben has 12 + 7 apples. How many?"),)
 
@@ -156,7 +157,7 @@ def test_usage_equals_the_engines_books_over_random_cancellations(folder: Path) 
                 assert meter.usage.completion_tokens == stats.decoded_tokens
                 assert meter.usage.cached_tokens == stats.cached_tokens
                 assert meter.usage.prompt_tokens == stats.prefilled_tokens + stats.cached_tokens
-            assert stats.aborted > 10
+            assert backend.stats().aborted > 10
 
     asyncio.run(main())
 
@@ -282,6 +283,21 @@ def test_a_missing_file_is_named_at_once(name: str, make_model: Callable[..., Pa
     (folder / name).unlink()
     with pytest.raises(ConfigurationError, match=name):
         EmbeddedBackend(folder)
+
+
+def test_it_keeps_the_laws_of_backends(folder: Path) -> None:
+    def idle(backend: Backend) -> bool:
+        assert isinstance(backend, EmbeddedBackend)
+        stats = backend.stats()
+        return (stats.running, stats.waiting, stats.blocks_active) == (0, 0, 0)
+
+    def usage(backend: Backend) -> Usage:
+        assert isinstance(backend, EmbeddedBackend)
+        stats = backend.stats()
+        prompt = stats.prefilled_tokens + stats.cached_tokens
+        return Usage(prompt, stats.decoded_tokens, stats.cached_tokens, calls=stats.ended)
+
+    laws.backend(lambda: EmbeddedBackend(folder), idle=idle, usage=usage, cases=25)
 
 
 def test_the_shipped_model_is_where_the_package_looks() -> None:

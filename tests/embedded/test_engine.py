@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stratagem.backends.embedded.engine import Engine, EngineStats
-from stratagem.backends.embedded.requests import Handle, Result, Sample
+from stratagem.backends.embedded.requests import Handle, Result, Sample, Want
 from stratagem.backends.embedded.sampling import Sampling
 from stratagem.core.errors import ContextLengthError, UnsupportedError
 
@@ -144,12 +144,9 @@ def test_abort_frees_the_blocks_and_tells_what_was_decoded(engine: Engine) -> No
         rng = random.Random(0)
         for round_ in range(20):
             before = engine.stats()
-            handles = [
-                engine.submit(
-                    ask(engine, "a" * k), Sampling(max_tokens=150, ignore_end=True, seed=k), n=2, want=w
-                )
-                for k, w in ((1, "deltas"), (30, "samples"), (90, "result"))
-            ]
+            wants: list[tuple[int, Want]] = [(1, "deltas"), (30, "samples"), (90, "result")]
+            endless = Sampling(max_tokens=150, ignore_end=True)
+            handles = [engine.submit(ask(engine, "a" * k), endless, n=2, want=w) for k, w in wants]
             seen = 0
             for _ in range(rng.randint(0, 30)):
                 delta = await handles[0].event()

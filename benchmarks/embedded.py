@@ -1,0 +1,85 @@
+"""How the embedded engine's throughput grows with concurrency, as ratios measured in one run.
+
+    python benchmarks/embedded.py [--model FOLDER] [--rounds 5] [--threads N]
+
+Each round measures every setting, so that whatever else the machine does falls on all of them alike; printed
+are the medians over rounds of the ratio to one request at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from pathlib import Path
+
+from stratagem.backends.embedded.backend import MINI
+from stratagem.backends.embedded.engine import Engine
+from stratagem.backends.embedded.sampling import Sampling
+
+QUESTION = (
+    "Ben has 12 apples. Cal has 7 more apples than Ben. Dee has twice as many apples as Cal. "
+    "How many apples does {} have?\nThink step by step."
+)
+NEW_TOKENS = 128
+CONCURRENT = (1, 8, 32)
+
+
+async def throughput(engine: Engine, concurrent: int, seed: int) -> float:
+    """Decoded tokens per second of ``concurrent`` requests with prompts of their own."""
+    prompts = [engine.tokenizer.render([("user", QUESTION.format(f"{seed}-{i}"))]) for i in range(concurrent)]
+    start = time.perf_counter()
+    sampling = Sampling(max_tokens=NEW_TOKENS, seed=seed, ignore_end=True)
+    handles = [engine.submit(prompt, sampling) for prompt in prompts]
+    results = [await handle.result() for handle in handles]
+    return sum(r.spent.decoded for r in results) / (time.perf_counter() - start)
+
+
+async def score_latency(engine: Engine, seed: int) -> float:
+    """Seconds for the probabilities of two one-token continuations after a known prompt."""
+    prompt = engine.tokenizer.render([("user", QUESTION.format(seed)), ("assistant", "The answer is")])
+    continuations = [engine.tokenizer.encode(word) for word in ("yes", "no")]
+    await engine.score(prompt, continuations).result()
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        await engine.score(prompt, continuations).result()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+async def measure(engine: Engine, rounds: int) -> None:
+    """Print the ratios."""
+    await throughput(engine, max(CONCURRENT), -1)
+    speeds: dict[int, list[float]] = {n: [] for n in CONCURRENT}
+    scores: list[float] = []
+    for seed in range(rounds):
+        for n in CONCURRENT:
+            speeds[n].append(await throughput(engine, n, seed))
+        scores.append(await score_latency(engine, seed) * speeds[1][-1])
+    print(f"{NEW_TOKENS} new tokens a request, {rounds} rounds, median (least .. most)")
+    for n in CONCURRENT:
+        ratios = [many / one for many, one in zip(speeds[n], speeds[1], strict=True)]
+        spread = f"({min(ratios):.2f} .. {max(ratios):.2f})"
+        print(f"  throughput at {n:2} concurrent: {statistics.median(ratios):.2f} times that at 1 {spread}")
+    spread = f"({min(scores):.2f} .. {max(scores):.2f})"
+    print(f"  one-token score: {statistics.median(scores):.2f} times a token decoded alone {spread}")
+
+
+def main() -> None:
+    """Parse the arguments and measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=MINI)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    engine = Engine(arguments.model, threads=arguments.threads)
+    asyncio.run(measure(engine, arguments.rounds))
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
