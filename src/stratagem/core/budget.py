@@ -37,7 +37,8 @@ class Budget(BaseModel):
     def parse(cls, text: str) -> Self:
         """From ``"tokens=20000,seconds=30"``."""
         names = ", ".join(cls.model_fields)
-        pairs = dict(part.partition("=")[::2] for part in text.replace(" ", "").split(",") if part)
+        parts = (part.partition("=") for part in text.replace(" ", "").split(",") if part)
+        pairs = {key: value for key, _, value in parts}
         for key in pairs:
             if key not in cls.model_fields:
                 raise ConfigurationError(f"Unknown budget key {key!r}.", remedy=f"Use some of: {names}.")
@@ -157,6 +158,11 @@ class Ledger:
         return self.deadline - self._clock()
 
     @property
+    def time_is_up(self) -> bool:
+        """Whether the deadline has come, to the rounding of a timer."""
+        return self.seconds_left <= 1e-6
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether a limit here or around depends on tokens; if not, prompts need not be counted."""
         return any(
@@ -194,7 +200,7 @@ class Ledger:
             BudgetExhausted: it would not fit even if all that is reserved came back, or the caller holds a
                 reservation itself, or time is up.
         """
-        if self.seconds_left <= 0:
+        if self.time_is_up:
             raise self.refuse_time()
         if not self._fits(amount):
             if _holding.get() or not self._fits(amount, reserved=False):
@@ -235,7 +241,7 @@ class Ledger:
     def refuse_time(self) -> BudgetExhausted:
         """The error for a deadline that has passed; marks the ledgers whose it is."""
         for ledger in self._chain():
-            ledger.refused |= ledger.seconds_left <= 0
+            ledger.refused |= ledger.time_is_up
         return BudgetExhausted("The budget is exhausted: time is up.")
 
     def _refuse(self, amount: Amount) -> BudgetExhausted:

@@ -35,7 +35,7 @@ async def execute(strategy: Strategy, task: Task, run: Run) -> Answer:
             raise
         answer, stopped = run.best, "budget"
     if run.ledger.refused:
-        stopped = "deadline" if run.ledger.seconds_left <= 0 else "budget"
+        stopped = "deadline" if run.ledger.time_is_up else "budget"
     seconds = time.monotonic() - started
     answer = answer.model_copy(
         update={

@@ -284,8 +284,9 @@ class Run:
     async def deadline(self) -> AsyncIterator[None]:
         """Cancel what runs in the block when the budget's seconds are up, and raise BudgetExhausted."""
         left = self.ledger.seconds_left
+        timer = asyncio.timeout(None if math.isinf(left) else max(0.0, left))
         try:
-            async with asyncio.timeout(None if math.isinf(left) else max(0.0, left)) as timer:
+            async with timer:
                 yield
         except TimeoutError as error:
             if not timer.expired():
