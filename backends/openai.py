@@ -29,6 +29,7 @@ from stratagem.backends._openai.negotiate import negotiate
 from stratagem.backends._openai.sender import Failed, Sender, Tally
 from stratagem.backends._openai.single import SingleFlight
 from stratagem.backends._openai.wire import Dialect, chat, priced
+from stratagem.backends._tasks import stopped
 from stratagem.core.backend import (
     Capabilities,
     Chunk,
@@ -42,7 +43,7 @@ from stratagem.core.backend import (
     TokenLogprob,
 )
 from stratagem.core.concurrency import task_group
-from stratagem.core.errors import ConfigurationError, ProtocolError, UnsupportedError
+from stratagem.core.errors import ConfigurationError, ContextLengthError, ProtocolError, UnsupportedError
 from stratagem.core.usage import Meter, Prices, Usage
 
 _Key = tuple[str, str, str | None]
@@ -147,7 +148,9 @@ class OpenAIBackend:
             if chunk.completion is not None:
                 done[chunk.index] = chunk.completion
 
-        call = self._call(await self._dialect(), request, Tally(meter), arrived, stream=False, deltas=False)
+        dialect = await self._dialect()
+        request = await self._fitted(request, dialect)
+        call = self._call(dialect, request, Tally(meter), arrived, stream=False, deltas=False)
         await call.draw(range(request.n))
         return Generation(tuple(done[i] for i in range(request.n)), call.tally.total)
 
@@ -158,6 +161,7 @@ class OpenAIBackend:
         """Completions as they are decoded; leaving the block closes the connections, so that decoding stops."""
         queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
         dialect = await self._dialect()
+        request = await self._fitted(request, dialect)
         call = self._call(dialect, request, Tally(meter), queue.put_nowait, stream=True, deltas=deltas)
         # Reading goes on while the consumer is busy, so that permits come back when sequences end.
         driver = asyncio.ensure_future(call.draw(range(request.n)))
@@ -175,7 +179,7 @@ class OpenAIBackend:
                 # them keeps the connection.
                 await asyncio.wait([driver], timeout=_LAST_WORD_SECONDS)
         finally:
-            await _stopped(driver)
+            await stopped(driver)
 
     async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
         """Log-probabilities of the continuations, by vLLM's prompt log-probabilities; one request for each.
@@ -215,6 +219,21 @@ class OpenAIBackend:
             found = await _NEGOTIATING.do(key, lambda: negotiate(sender, self._settings, self._model))
             _DIALECTS[key] = found
         return found
+
+    async def _fitted(self, request: Request, dialect: Dialect) -> Request:
+        """The request with as many tokens as the context has room for. Raises ContextLengthError for none."""
+        context = dialect.caps.context
+        if context is None or self._prompt_bound(request.messages) + request.max_tokens <= context:
+            return request
+        prompt = await self.count_tokens(request.messages)
+        if not dialect.tokenize:  # only a bound: the server itself must say whether it fits
+            return request
+        if prompt >= context:
+            raise ContextLengthError(
+                f"The prompt has {prompt} tokens and {dialect.caps.model} takes {context} in all.",
+                remedy="Shorten the question or use a model with a longer context.",
+            )
+        return replace(request, max_tokens=min(request.max_tokens, context - prompt))
 
     def _call(
         self,
@@ -322,16 +341,3 @@ class _ServerStream:
                 raise item
             self._open -= item.completion is not None
             yield item
-
-
-async def _stopped(driver: asyncio.Future[None]) -> None:
-    """Cancels the task and waits for its end, even if this one is cancelled meanwhile."""
-    driver.cancel()
-    cancelled: asyncio.CancelledError | None = None
-    while not driver.done():
-        try:
-            await asyncio.wait([driver])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled

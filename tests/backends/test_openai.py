@@ -63,7 +63,7 @@ async def connected(
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(300):
             await main()
 
     asyncio.run(limited())
@@ -413,14 +413,14 @@ def test_usage_is_exact_over_runs_with_faults(monkeypatch: pytest.MonkeyPatch) -
         rates = {name: 0.04 for name in RETRIED if not name.startswith("hang")}
         settings = SimSettings(mean_tokens=30)
         async with connected(settings, faults=FaultSchedule(5, rates), permits=16) as (server, backend):
-            meters = [Meter() for _ in range(400)]
+            meters = [Meter() for _ in range(200)]
             await asyncio.gather(*(one(backend, meter) for meter in meters))
             total = sum((meter.usage for meter in meters), Usage())
             assert_covers(total, server)
-            assert server.totals().failed > 100
+            assert server.totals().failed > 50
             # Without what broke the count is exact to the token.
             clean = [meter.usage for meter in meters if not meter.usage.uncertain_tokens]
-            assert len(clean) > 100
+            assert len(clean) > 50
             lost = [r for r in server.records if r.outcome == "failed"]
             slack = sum(r.prompt_tokens + r.decoded for r in lost)
             billed = server.totals().prompt_tokens + server.totals().decoded
@@ -572,8 +572,9 @@ def test_constraints_and_continuation() -> None:
             begun = (*ASKED, Message("assistant", "The answer"))
             await backend.generate(Request(begun))
             assert server.records[-1].prompt_tokens == await backend.count_tokens(begun)
+            assert (await backend.generate(Request(ASKED, max_tokens=9000))).completions[0].finish == "stop"
             with pytest.raises(ContextLengthError, match="8192"):
-                await backend.generate(Request(ASKED, max_tokens=9000))
+                await backend.generate(Request((Message("user", "word " * 8200),)))
             with pytest.raises(UnsupportedError, match="at most 20"):
                 await backend.generate(Request(ASKED, logprobs=50))
 

@@ -1,0 +1,1 @@
+"""What the wrappers cached, journaled and recorded have in common."""

@@ -1,0 +1,229 @@
+"""A backend that answers what it remembers from memory, and remembers what it had to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from stratagem.backends._replay.codec import (
+    dump_completion,
+    dump_scores,
+    load_completion,
+    load_scores,
+    minus,
+)
+from stratagem.backends._tasks import stopped
+from stratagem.core.backend import (
+    Backend,
+    Capabilities,
+    Chunk,
+    Completion,
+    Generation,
+    Message,
+    Request,
+    ScoreRequest,
+    Scoring,
+    Stream,
+)
+from stratagem.core.usage import Meter, Usage
+
+_Found = dict[int, tuple[Completion, Usage]]
+
+
+class Replaying(ABC):
+    """Remembers each completion by the content of its request, seed included, whatever its siblings are.
+
+    A completion is remembered before it is handed on. What is replayed is metered with what it cost then. A
+    request that is drawn at random (no seed, temperature not 0) always goes to the backend.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+
+    @abstractmethod
+    async def recall(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """The values of those keys that are remembered."""
+
+    @abstractmethod
+    async def remember(self, rows: Mapping[str, str]) -> None:
+        """Keeps the rows: when this returns they are safe."""
+
+    @property
+    def name(self) -> str:
+        """The wrapped backend's."""
+        return self.inner.name
+
+    async def capabilities(self) -> Capabilities:
+        """The wrapped backend's."""
+        return await self.inner.capabilities()
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        """The wrapped backend's."""
+        return await self.inner.count_tokens(messages)
+
+    async def generate(self, request: Request, meter: Meter | None = None) -> Generation:
+        """All completions; only those that are not remembered are asked for."""
+        if not _repeatable(request):
+            return await self.inner.generate(request, meter)
+        meter = meter or Meter()
+        keys = await self._keys(request)
+        found = await self._found(keys)
+        if not found and request.n == 1:
+            generation = await self.inner.generate(request, meter)
+            await self.remember({keys[0]: dump_completion(generation.completions[0], generation.usage)})
+            return generation
+        # As a stream, each completion is remembered when it has ended and not when its slowest sibling has.
+        async with self._streaming(request, meter, keys, found, deltas=False) as stream:
+            done = {c.index: c.completion async for c in stream if c.completion is not None}
+        return Generation(tuple(done[i] for i in range(request.n)), stream.usage, stream.replayed)
+
+    @asynccontextmanager
+    async def stream(
+        self, request: Request, meter: Meter | None = None, *, deltas: bool = True
+    ) -> AsyncIterator[Stream]:
+        """What is remembered comes first and whole, the rest as it is decoded."""
+        if not _repeatable(request):
+            async with self.inner.stream(request, meter, deltas=deltas) as stream:
+                yield stream
+            return
+        keys = await self._keys(request)
+        found = await self._found(keys)
+        async with self._streaming(request, meter or Meter(), keys, found, deltas=deltas) as merged:
+            yield merged
+
+    async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
+        """Remembered as a whole."""
+        key = f"{await self._identity()}/{request.key()}"
+        text = (await self.recall([key])).get(key)
+        if text is not None:
+            scores, usage = load_scores(text)
+            if meter is not None:
+                meter.add(usage)
+            return Scoring(scores, usage, replayed=True)
+        scoring = await self.inner.score(request, meter)
+        await self.remember({key: dump_scores(scoring.scores, scoring.usage)})
+        return scoring
+
+    async def aclose(self) -> None:
+        """Closes the wrapped backend."""
+        await self.inner.aclose()
+
+    async def _identity(self) -> str:
+        """Of the model that answers: the endpoint may serve another one tomorrow."""
+        model = (await self.capabilities()).model
+        return hashlib.sha256(f"{self.name}\x00{model}".encode()).hexdigest()[:16]
+
+    async def _keys(self, request: Request) -> list[str]:
+        identity = await self._identity()
+        return [f"{identity}/{request.sibling(i).key()}" for i in range(request.n)]
+
+    async def _found(self, keys: Sequence[str]) -> _Found:
+        texts = await self.recall(keys)
+        return {i: load_completion(texts[key], i) for i, key in enumerate(keys) if key in texts}
+
+    @asynccontextmanager
+    async def _streaming(
+        self, request: Request, meter: Meter, keys: Sequence[str], found: _Found, *, deltas: bool
+    ) -> AsyncIterator[_Merged]:
+        merged = _Merged(request.n, found)
+        meter.add(merged.recalled)
+        readers = [
+            asyncio.ensure_future(self._read(merged, request, start, keys[start:end], meter, deltas))
+            for start, end in _gaps(request.n, found)
+        ]
+        for reader in readers:
+            reader.add_done_callback(merged.ended)
+        try:
+            yield merged
+            if merged.complete and readers:
+                await asyncio.wait(readers)
+        finally:
+            await stopped(*readers)
+
+    async def _read(
+        self,
+        merged: _Merged,
+        request: Request,
+        start: int,
+        keys: Sequence[str],
+        meter: Meter,
+        deltas: bool,
+    ) -> None:
+        """Asks for consecutive completions and hands them on, each finished one when it is remembered."""
+        part = replace(request.sibling(start), n=len(keys))
+        remembered = Usage()
+        last: tuple[str, Completion, Usage] | None = None
+        async with self.inner.stream(part, meter, deltas=deltas) as stream:
+            merged.parts.append(stream)
+            async for chunk in stream:
+                index = start + chunk.index
+                done = chunk.completion
+                if done is not None:
+                    done = replace(done, index=index)
+                    # What has been spent since the last one, so that the rows sum up to the whole.
+                    spent = minus(stream.usage, remembered)
+                    remembered = remembered + spent
+                    last = (keys[chunk.index], done, spent)
+                    await self.remember({last[0]: dump_completion(done, spent)})
+                merged.give(replace(chunk, index=index, completion=done))
+        rest = minus(stream.usage, remembered)
+        if last is not None and rest != Usage():
+            key, done, spent = last
+            await self.remember({key: dump_completion(done, spent + rest)})
+
+
+class _Merged:
+    """Remembered completions, then those of several streams as they come."""
+
+    def __init__(self, n: int, found: _Found) -> None:
+        self._queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+        self._open = n
+        self.replayed = len(found) == n
+        self.recalled = sum((usage for _, usage in found.values()), Usage())
+        self.parts: list[Stream] = []
+        for completion, _ in found.values():
+            self.give(Chunk(completion.index, completion.text, completion.tokens, completion))
+
+    @property
+    def usage(self) -> Usage:
+        return sum((part.usage for part in self.parts), self.recalled)
+
+    @property
+    def complete(self) -> bool:
+        return not self._open
+
+    def give(self, chunk: Chunk) -> None:
+        self._queue.put_nowait(chunk)
+
+    def ended(self, reader: asyncio.Future[None]) -> None:
+        if not reader.cancelled() and (error := reader.exception()) is not None:
+            self._queue.put_nowait(error)
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        while self._open:
+            item = await self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            self._open -= item.completion is not None
+            yield item
+
+
+def _repeatable(request: Request) -> bool:
+    return request.seed is not None or request.temperature == 0
+
+
+def _gaps(n: int, found: _Found) -> list[tuple[int, int]]:
+    """The stretches [start, end) of indices that are not remembered."""
+    gaps: list[tuple[int, int]] = []
+    for i in range(n):
+        if i in found:
+            continue
+        if gaps and gaps[-1][1] == i:
+            gaps[-1] = (gaps[-1][0], i + 1)
+        else:
+            gaps.append((i, i + 1))
+    return gaps
