@@ -1,0 +1,117 @@
+"""Whether test-time compute pays on the embedded model: one sample, self-consistency and best-of-N, on problems
+that it has never seen.
+
+    python benchmarks/accuracy.py [--limit 300] [--n 16] [--split test] [--judges step_judge restart]
+
+Printed are accuracies and paired differences with 95 % bootstrap intervals over problems, against the goals: +5
+points for self-consistency@16, +10 for best-of-16 by a shipped judge, intervals above zero. A report is written
+beside the results. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+
+import stratagem as sg
+from stratagem.bench.data import load
+from stratagem.bench.plot import save_plot
+from stratagem.bench.report import write_report
+from stratagem.bench.runner import Progress, run_bench
+from stratagem.bench.statistics import Estimate
+from stratagem.bench.summary import Summary, summarise
+from stratagem.core.protocols import Strategy
+
+ONE, VOTE, BEST = "one sample", "self-consistency", "best of n by "
+GOALS = {VOTE: 0.05, BEST: 0.10}  # in accuracy, over one sample
+
+
+def strategies(n: int, judges: list[str]) -> dict[str, Strategy]:
+    """What is compared, by the names in the report."""
+    return {
+        ONE: Strategy.load("chain_of_thought"),
+        VOTE: Strategy.load({"kind": "self_consistency", "n": n}),
+        **{BEST + judge: Strategy.load({"kind": "best_of_n", "n": n, "verifier": judge}) for judge in judges},
+    }
+
+
+def show(summary: Summary) -> None:
+    """Print the figures and whether they reach the goals."""
+    print(f"\n{'strategy':<28}{'accuracy, %':>22}{'tokens':>10}{'calls':>8}{'seconds':>9}   per problem")
+    for row in summary.rows:
+        costs = f"{row.tokens.mean.value:>10,.0f}{row.calls.mean.value:>8,.1f}{row.seconds.mean.value:>9,.2f}"
+        print(f"{row.strategy:<28}{interval(row.accuracy):>22}{costs}")
+    print(f"\n{'points over one sample':<28}{'difference':>22}   goal")
+    for row in summary.rows[1:]:
+        goal = next(value for name, value in GOALS.items() if row.strategy.startswith(name))
+        gap = summary.difference(row.strategy, ONE)
+        reached = gap.value >= goal and gap.low > 0
+        verdict = f"{'reached' if reached else 'NOT reached'}: at least {100 * goal:+.0f}, interval above 0"
+        print(f"{row.strategy:<28}{interval(gap, signed=True):>22}   {verdict}")
+    print("\nwhat k of the samples give, %: majority / any right (pass@k)")
+    for curve in summary.curves:
+        pairs = zip(curve.k, curve.majority, curve.any_right, strict=True)
+        points = "   ".join(f"{k}: {100 * vote:.1f} / {100 * best:.1f}" for k, vote, best in pairs)
+        print(f"{curve.strategy:<28}{points}")
+    print("\nhow well scores tell right from wrong")
+    for c in summary.calibrations:
+        print(f"{c.strategy:<28}{c.source:<12} AUC {c.auc:.3f}   ECE {c.ece:.3f}   of {c.size:,}")
+
+
+def interval(e: Estimate, *, signed: bool = False) -> str:
+    """In points, with its interval."""
+    return "{:{s}.1f} [{:{s}.1f}, {:{s}.1f}]".format(
+        *(100 * x for x in (e.value, e.low, e.high)), s="+" if signed else ""
+    )
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--limit", type=int, default=300, help="problems")
+    parser.add_argument("--n", type=int, default=16, help="samples of a vote and of best-of-n")
+    parser.add_argument("--split", default="test", help="test, or hard: longer than any in training")
+    parser.add_argument("--judges", nargs="+", default=["step_judge", "restart"], help="for best-of-n")
+    parser.add_argument("--model", help="a model folder (default: the shipped one)")
+    parser.add_argument("--concurrency", type=int, default=8, help="problems at the same time")
+    parser.add_argument("--out", type=Path, help="default: a folder for the model under runs/accuracy")
+    args = parser.parse_args()
+
+    llm = sg.connect(model=args.model)
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in llm.name)
+    out: Path = args.out or Path("runs", "accuracy", f"{safe}-{args.split}-{args.n}")
+    started = time.monotonic()
+    last = 0.0
+
+    def listen(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last > 5 or progress.done + progress.failed == progress.total:
+            last = time.monotonic()
+            print(f"{progress.done} of {progress.total} runs, {last - started:.0f} s", flush=True)
+
+    try:
+        results = await run_bench(
+            load("gym:words", split=args.split, limit=args.limit),
+            strategies(args.n, args.judges),
+            {"policy": llm},
+            out=out,
+            concurrency=args.concurrency,
+            listener=listen,
+        )
+    finally:
+        await llm.aclose()
+    summary = summarise(results)
+    print(f"\n{llm.name}, {len(results.problems)} problems of {results.manifest['data']}, n = {args.n}")
+    show(summary)
+    write_report(results, out / "report.html", summary)
+    save_plot(
+        summary, out / "plot.png", title=f"{results.manifest['data']}, {len(results.problems)} problems"
+    )
+    print(f"\nreport: {out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
