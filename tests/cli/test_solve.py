@@ -83,11 +83,12 @@ def test_settings_are_typed_by_their_fields(cli: Cli, tmp_path: Path) -> None:
             assert voted["instruction"] == "Answer: a=b?"
 
             judged = await strategy(
-                *("-s", "best-of-n", "--set", "n=2", "--set", "verifier={kind: judge, role: policy}"),
-                *("--set", "temperature=none", "--set", "verifier.role=judge"),
+                *("-s", "best-of-n", "--set", "n=2", "--set", "verifier={kind: judge, scale: 5}"),
+                *("--set", "temperature=none", "--set", "verifier.mode=grade"),
             )
             assert (judged["n"], judged["temperature"]) == (2, None)
-            assert (judged["verifier"]["kind"], judged["verifier"]["role"]) == ("judge", "judge")
+            assert judged["verifier"]["kind"] == "judge"
+            assert (judged["verifier"]["scale"], judged["verifier"]["mode"]) == (5, "grade")
 
     asyncio.run(main())
 

@@ -19,6 +19,7 @@ from stratagem._cli.console import BAD, DIM, GOOD, STRONG, count, say_error, sho
 from stratagem._cli.interrupt import INTERRUPTED
 from stratagem._cli.scoreboard import Scoreboard
 from stratagem._cli.settings import build_strategy
+from stratagem.backends.journaled import Journal, Journaled
 from stratagem.bench.data import Dataset
 from stratagem.bench.report import write_report
 from stratagem.bench.results import Results
@@ -28,6 +29,7 @@ from stratagem.bench.store import RESULTS
 from stratagem.bench.summary import Summary, summarise
 
 _REPORT = "report.html"
+_JOURNAL = "journal.sqlite"  # finished calls of runs that are not finished
 _ALL_PAIRS = 4  # strategies up to which every pair is compared, and not only each with the first
 
 
@@ -74,13 +76,18 @@ async def bench(
 ) -> int:
     """Run, print the table, write the report, and give the exit code."""
     board = Scoreboard(list(strategies), len(problems) * seeds)
-    total = 0
+    asked = {(p.id, name, seed) for p in problems for name in strategies for seed in range(seeds)}
 
     def follow(progress: Progress) -> None:
-        nonlocal total
-        total = progress.total
-        if progress.cell is not None:
-            board.add(progress.cell)
+        if progress.cell is None and progress.done:  # at the start: what was finished earlier
+            earlier = Results.read(out).cells
+            board.add(*(cell for key, cell in earlier.items() if key in asked and not cell.error))
+        board.follow(progress)
+
+    journal = Journal(out / _JOURNAL)
+
+    def keep(run_id: str, models: Mapping[str, sg.Backend]) -> Mapping[str, sg.Backend]:
+        return {role: Journaled(model, journal, run_id) for role, model in models.items()}
 
     code = 0
     try:
@@ -94,16 +101,19 @@ async def bench(
                 budget=budget,
                 concurrency=concurrency,
                 listener=follow,
+                journal=keep,
             )
     except asyncio.CancelledError:
-        if not total:  # before the first run: there is no folder to read
+        if not board.total:  # before the first run: there is no folder to read
             raise
         results, code = Results.read(out), INTERRUPTED
+    finally:
+        await journal.aclose()
     summary = await asyncio.to_thread(summarise, results)
     report = out / _REPORT
     await asyncio.to_thread(write_report, results, report, summary)
     if as_json:
-        write_line(json.dumps(_as_data(summary, results, out, report), ensure_ascii=False))
+        write_line(json.dumps(_as_data(summary, results, out, report, board.left), ensure_ascii=False))
     else:
         show(*rendered(summary, results), Text(), _paths(report, out / RESULTS))
     for note in results.skipped:
@@ -111,8 +121,8 @@ async def bench(
     if results.failed:
         first = next(cell.error for cell in results.failed)
         say_error(f"{count(len(results.failed), 'run')} failed; the same command tries them again: {first}")
-    if results.missing:
-        say_error(f"{results.missing} of {total} runs are left; the same command goes on", label="stopped")
+    if board.left:
+        say_error(f"{board.left} of {board.total} runs are left; the same command goes on", label="stopped")
     return code or (1 if results.failed else 0)
 
 
@@ -178,14 +188,14 @@ def _differences(summary: Summary) -> Table:
     return table
 
 
-def _as_data(summary: Summary, results: Results, out: Path, report: Path) -> dict[str, object]:
+def _as_data(summary: Summary, results: Results, out: Path, report: Path, left: int) -> dict[str, object]:
     """What ``--json`` prints: the summary, and where the rest is."""
     return {
         "report": str(report),
         "results": str(out / RESULTS),
         "problems": len(results.problems),
         "seeds": list(results.seeds),
-        "missing": results.missing,
+        "missing": left,
         "failed": len(results.failed),
         **_finite(asdict(summary)),
     }

@@ -20,6 +20,10 @@ STRONG = "bold"
 ACCENT = "cyan"
 SEPARATOR = " · "
 _UNWRAPPED = 100_000
+_HARMLESS = "\t\n"
+_CONTROLS = {
+    c: "\N{REPLACEMENT CHARACTER}" for c in (*range(32), *range(127, 160)) if chr(c) not in _HARMLESS
+}
 
 
 def stdout() -> Console:
@@ -50,9 +54,14 @@ def interactive() -> bool:
     return sys.stderr.isatty() and not stderr().is_dumb_terminal
 
 
+def safe(text: str) -> str:
+    """What a model or a server said, with its control characters made harmless to a terminal."""
+    return text.translate(_CONTROLS)
+
+
 def say_error(message: str, *, label: str = "error") -> None:
     """One line on standard error."""
-    line = Text.assemble((f"{label}: ", f"{STRONG} {BAD}"), " ".join(message.split()))
+    line = Text.assemble((f"{label}: ", f"{STRONG} {BAD}"), safe(" ".join(message.split())))
     stderr().print(line, soft_wrap=True)
 
 

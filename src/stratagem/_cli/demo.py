@@ -23,7 +23,7 @@ from stratagem._cli.votes import votes
 from stratagem.bench.data import Problem, load
 from stratagem.bench.gym import skills
 from stratagem.bench.results import Cell, Results
-from stratagem.bench.runner import Progress, run_bench
+from stratagem.bench.runner import run_bench
 from stratagem.bench.summary import Row, Summary, summarise
 
 SKILL = "words"
@@ -91,16 +91,12 @@ async def _one_wave(
 ) -> None:
     """Each strategy in its turn, so that the seconds are its own."""
 
-    def follow(progress: Progress) -> None:
-        if progress.cell is not None:
-            board.add(progress.cell)
-
     wave_began = time.monotonic()
     for name, strategy in strategies().items():
         began = time.monotonic()
         try:
             await run_bench(
-                wave, {name: strategy}, {"policy": llm}, out=folder, concurrency=WAVE, listener=follow
+                wave, {name: strategy}, {"policy": llm}, out=folder, concurrency=WAVE, listener=board.follow
             )
         finally:
             clock.spent[name] = clock.spent.get(name, 0.0) + time.monotonic() - began
@@ -113,7 +109,7 @@ def _rendered(
     done = len(results.problems)
     parts: list[RenderableType] = [_table(summary, clock)]
     if stopped or done < asked:
-        why = "stopped: cancelled" if stopped else f"stopped: after {SECONDS:.0f} s"
+        why = "stopped: cancelled" if stopped else f"more would not end within {SECONDS:.0f} s"
         parts += [Text(), Text(f"{done} of {asked} problems{SEPARATOR}{why}", style=BAD)]
     parts += [Text(), *_example(results)]
     if len(summary.rows) > 1:

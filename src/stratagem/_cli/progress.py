@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from stratagem._cli.console import ACCENT, DIM, SEPARATOR, count, interactive, percent, seconds, stderr
+from stratagem._cli.console import ACCENT, DIM, SEPARATOR, count, interactive, percent, safe, seconds, stderr
 from stratagem.core.backend import Finish
 from stratagem.core.run import POLICY
 from stratagem.core.task import Answer, Candidate, Task
@@ -81,7 +81,9 @@ class Progress:
         row.add_column(no_wrap=True)
         row.add_row(self._spinner, line)
         if self._best is not None:
-            best = Text.assemble(("best so far ", DIM), self._best.value or "no answer", overflow="ellipsis")
+            best = Text.assemble(
+                ("best so far ", DIM), safe(self._best.value or "no answer"), overflow="ellipsis"
+            )
             if self._best.confidence is not None:
                 best.append(f" ({percent(self._best.confidence)})", DIM)
             row.add_row("", best)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from stratagem._cli.console import ACCENT, BAD, DIM, SEPARATOR, count, interactive, percent, seconds, stderr
 from stratagem.bench.results import Cell
+from stratagem.bench.runner import Progress
 
 _BAR = 20
 
@@ -23,7 +24,6 @@ class _Tally:
 
     def __init__(self) -> None:
         self.done = self.right = self.tokens = 0
-        self.seconds = 0.0
 
 
 class Scoreboard:
@@ -37,28 +37,30 @@ class Scoreboard:
         self._tallies = {name: _Tally() for name in strategies}
         self._each = each
         self._failed = 0
+        self.total = self.left = 0  # cells of the bench that it follows; 0 before that has begun
         self._began = time.monotonic()
 
-    def add(self, cell: Cell) -> None:
-        """Count a finished cell; one that failed is to be run again."""
-        if cell.error:
-            self._failed += 1
-            return
-        tally = self._tallies[cell.strategy]
-        tally.done += 1
-        tally.right += cell.correct
-        tally.tokens += cell.usage.tokens
-        tally.seconds += cell.seconds
+    def follow(self, progress: Progress) -> None:
+        """Listen to a bench."""
+        self.total, self.left = progress.total, progress.total - progress.done - progress.failed
+        if progress.cell is not None:
+            self.add(progress.cell)
+
+    def add(self, *cells: Cell) -> None:
+        """Count finished cells; one that failed is to be run again."""
+        for cell in cells:
+            if cell.error:
+                self._failed += 1
+                continue
+            tally = self._tallies[cell.strategy]
+            tally.done += 1
+            tally.right += cell.correct
+            tally.tokens += cell.usage.tokens
 
     @property
     def done(self) -> int:
-        """Finished cells."""
+        """Cells with an answer."""
         return sum(tally.done for tally in self._tallies.values())
-
-    @property
-    def failed(self) -> int:
-        """Cells that ended with an error."""
-        return self._failed
 
     def __rich__(self) -> Padding:
         table = Table.grid(padding=(0, 2, 0, 0))

@@ -19,6 +19,7 @@ from stratagem._cli.console import (
     STRONG,
     count,
     percent,
+    safe,
     say_error,
     seconds,
     show,
@@ -111,14 +112,14 @@ def as_data(answer: sg.Answer, task: sg.Task, strategy: sg.Strategy, model: str,
 
 def rendered(answer: sg.Answer, strategy: sg.Strategy, model: str) -> list[RenderableType]:
     """The answer, how it came about, what it cost."""
-    headline = Text(answer.value if answer.value is not None else "no answer", style=f"{STRONG} {ACCENT}")
+    headline = Text("no answer" if answer.value is None else safe(answer.value), style=f"{STRONG} {ACCENT}")
     if answer.value is None:
         headline.stylize(BAD)
     if answer.confidence is not None:
         headline.append(f"   confidence {percent(answer.confidence)}", style="not bold default dim")
     parts: list[RenderableType] = [headline]
     if answer.text.strip() and answer.text.strip() != answer.value:
-        parts += [Text(), Text(answer.text.strip())]
+        parts += [Text(), Text(safe(answer.text.strip()))]
     if len(answer.candidates) > 1:
         parts += [Text(), votes(answer.candidates, answer.value)]
     return [*parts, Text(), cost_line(answer, strategy, model)]

@@ -8,7 +8,7 @@ from typing import Protocol
 from rich.table import Table
 from rich.text import Text
 
-from stratagem._cli.console import ACCENT, DIM, STRONG
+from stratagem._cli.console import ACCENT, DIM, STRONG, safe
 
 _ROWS = 6
 _BAR = 16
@@ -44,7 +44,8 @@ def votes(candidates: Sequence[Vote], chosen: str | None) -> Table:
         bar = "━" * max(1, round(_BAR * len(members) / len(candidates)))
         table.add_row(
             Text(
-                answer if answer is not None else "no answer", style=style or (DIM if answer is None else "")
+                "no answer" if answer is None else safe(answer),
+                style=style or (DIM if answer is None else ""),
             ),
             Text.assemble((bar, ACCENT if answer == key else DIM), f" {len(members)}"),
             *(_best(members, name) for name in scores),
