@@ -47,8 +47,8 @@ class EngineStats:
 
 
 def blas_threads() -> int:
-    """BLAS threads of the driver: STRATAGEM_THREADS, else 1 in CI (two lose badly beside another process)
-    and 2 elsewhere."""
+    """BLAS threads while an engine runs (OpenBLAS knows only one number for the whole process):
+    STRATAGEM_THREADS, else 1 in CI (two lose badly beside another process) and 2 elsewhere."""
     given = os.environ.get("STRATAGEM_THREADS", "")
     if not given:
         return 1 if os.environ.get("CI") else min(2, os.cpu_count() or 1)

@@ -53,7 +53,7 @@ class Scheduler:
     """Sequences of all jobs over one model and cache.
 
     At most ``max_running`` sequences decode at a time; a step computes at most ``max_batch`` tokens (more only
-    if that many sequences decode). Wants a cache that holds ``max_running`` contexts.
+    if that many sequences decode, so that prompts still get on). Wants a cache that holds ``max_running`` contexts.
     """
 
     def __init__(
