@@ -37,8 +37,8 @@ _Found = dict[int, tuple[Completion, Usage]]
 class Replaying(ABC):
     """Remembers each completion by the content of its request, seed included, whatever its siblings are.
 
-    A completion is remembered before it is handed on. What is replayed is metered with what it cost then. A
-    request that is drawn at random (no seed, temperature not 0) always goes to the backend.
+    A completion is remembered before it is handed on. What is replayed is metered with what it cost then, as it
+    is handed on. A request that is drawn at random (no seed, temperature not 0) always goes to the backend.
     """
 
     def __init__(self, inner: Backend) -> None:
@@ -129,8 +129,7 @@ class Replaying(ABC):
     async def _streaming(
         self, request: Request, meter: Meter, keys: Sequence[str], found: _Found, *, deltas: bool
     ) -> AsyncIterator[_Merged]:
-        merged = _Merged(request.n, found)
-        meter.add(merged.recalled)
+        merged = _Merged(request.n, found, meter)
         readers = [
             asyncio.ensure_future(self._read(merged, request, start, keys[start:end], meter, deltas))
             for start, end in _gaps(request.n, found)
@@ -179,18 +178,20 @@ class Replaying(ABC):
 class _Merged:
     """Remembered completions, then those of several streams as they come."""
 
-    def __init__(self, n: int, found: _Found) -> None:
+    def __init__(self, n: int, found: _Found, meter: Meter) -> None:
         self._queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
         self._open = n
         self.replayed = len(found) == n
-        self.recalled = sum((usage for _, usage in found.values()), Usage())
+        self._found = found
+        self._meter = meter
+        self._recalled = Usage()
         self.parts: list[Stream] = []
         for completion, _ in found.values():
             self.give(Chunk(completion.index, completion.text, completion.tokens, completion))
 
     @property
     def usage(self) -> Usage:
-        return sum((part.usage for part in self.parts), self.recalled)
+        return sum((part.usage for part in self.parts), self._recalled)
 
     @property
     def complete(self) -> bool:
@@ -208,7 +209,12 @@ class _Merged:
             item = await self._queue.get()
             if isinstance(item, BaseException):
                 raise item
-            self._open -= item.completion is not None
+            if item.completion is not None:
+                self._open -= 1
+                if item.index in self._found:
+                    usage = self._found[item.index][1]
+                    self._recalled = self._recalled + usage
+                    self._meter.add(usage)
             yield item
 
 

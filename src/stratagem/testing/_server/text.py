@@ -114,12 +114,12 @@ def logprob(previous: str, piece: str) -> float:
 
 
 def alternatives(piece: str, value: float, count: int) -> dict[str, float]:
-    """The `count` most probable tokens including `piece`; the others share the mass that it leaves."""
+    """The `count` most probable tokens, `piece` first; the others share the mass that it leaves."""
     top = {piece: value}
     rest = math.log(max(-math.expm1(value), 1e-12))
     words = (word for word in (" " + w for w in _WORDS) if word != piece)
     for rank, word in zip(range(1, count), words, strict=False):
-        top[word] = rest - rank * math.log(2)
+        top[word] = min(rest, value) - rank * math.log(2)
     return top
 
 
