@@ -58,7 +58,7 @@ class Config:
 
 
 Cache = list[tuple[Tensor, Tensor]]
-"""For each layer, keys and values of shape (batch, kv heads, tokens, head dim)."""
+"""For each layer, keys and values of shape (batch, kv heads, capacity, head dim)."""
 
 
 class Attention(nn.Module):
@@ -75,19 +75,28 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        c = self.config
+        c, group = self.config, self.config.heads // self.config.kv_heads
         batch, length, _ = x.shape
         q = rotate(self.q_proj(x).view(batch, length, c.heads, c.head_dim).transpose(1, 2), rope)
         k = rotate(self.k_proj(x).view(batch, length, c.kv_heads, c.head_dim).transpose(1, 2), rope)
         v = self.v_proj(x).view(batch, length, c.kv_heads, c.head_dim).transpose(1, 2)
+        kept = (k, v)
         if past is not None:
-            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-        group = c.heads // c.kv_heads
+            start, stop = mask.shape[-1] - length, mask.shape[-1]
+            for whole, new in zip(past, kept, strict=True):
+                whole[:, :, start:stop] = new
+            kept = past
+            k, v = past[0][:, :, :stop], past[1][:, :, :stop]
+        if length == 1:
+            # One token: the heads of a group are queries of their common key head, and nothing is copied.
+            q = q.reshape(batch, c.kv_heads, group, c.head_dim)
+        else:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         # In float32 even under autocast: the bfloat16 kernel is three times slower on CPU.
-        wide = (part.float() for part in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)))
         with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(*wide, attn_mask=mask)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1)), (k, v)
+            y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+        y = y.reshape(batch, c.heads, length, c.head_dim)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1)), kept
 
 
 class Block(nn.Module):
@@ -138,6 +147,7 @@ class Decoder(nn.Module):
         """Hidden states (batch, length, hidden) and the cache.
 
         ids, positions: (batch, length). mask: (batch, 1, length, cached + length), true where a token may look.
+        `past` has room for the new keys and values and takes them in.
         """
         c = self.config
         frequencies = c.theta ** (

@@ -97,8 +97,8 @@ def main(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     split: Split = "train"
     for skill in skills().values():
-        for start in range(arguments.first, arguments.first + arguments.problems, 512):
-            count = min(512, arguments.first + arguments.problems - start)
+        for start in range(arguments.first, arguments.first + arguments.problems, 256):
+            count = min(256, arguments.first + arguments.problems - start)
             problems = [skill.problem(split, index) for index in range(start, start + count)]
             questions = [asked(problem, rng) for problem in problems]
             texts = sample(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from data import ASSISTANT, END, PAD, USER, Encoder, collate
 from model import Cache, Decoder
 from torch import Tensor
@@ -16,8 +17,10 @@ def prompt_ids(encoder: Encoder, question: str) -> list[int]:
     return [USER, *encoder.tokenizer.encode(question, add_special_tokens=False).ids, END, ASSISTANT]
 
 
-def _keep(cache: Cache, rows: Tensor) -> Cache:
-    return [(k[rows], v[rows]) for k, v in cache]
+def _keep(cache: Cache, rows: Tensor, room: int = 0) -> Cache:
+    """The rows of a cache, with room for more tokens."""
+    pad = (0, 0, 0, room)
+    return [(F.pad(k, pad)[rows], F.pad(v, pad)[rows]) for k, v in cache]
 
 
 @torch.inference_mode()
@@ -66,26 +69,30 @@ def _group(
     mask = (causal & real[:, None, :] | torch.eye(width, dtype=torch.bool, device=place))[:, None]
     hidden, cache = model(ids, positions, mask)
     repeat = torch.arange(len(prompts), device=place).repeat_interleave(n)
-    cache, seen, state = _keep(cache, repeat), real[repeat], hidden[repeat, -1]
+    cache, seen, state = _keep(cache, repeat, most), real[repeat], hidden[repeat, -1]
     position = positions[repeat, -1:]
-    alive = torch.arange(len(repeat), device=place)
-    out: list[list[int]] = [[] for _ in range(len(repeat))]
+    rows = list(range(len(repeat)))
+    done: set[int] = set()
+    out: list[list[int]] = [[] for _ in rows]
     for count in range(most):
         logits = model.logits(state).float() / temperature
-        token = torch.multinomial(torch.softmax(logits, -1).cpu(), 1, generator=generator).to(place)
-        going = (token[:, 0] != END).cpu()
-        for row, one in zip(alive.tolist(), token[:, 0].tolist(), strict=True):
-            if one != END:
+        token = torch.multinomial(torch.softmax(logits, -1).cpu(), 1, generator=generator)
+        for row, one in zip(rows, token[:, 0].tolist(), strict=True):
+            if one == END:
+                done.add(row)
+            elif row not in done:
                 out[row].append(one)
-        if not going.any() or count == most - 1:
+        going = [index for index, row in enumerate(rows) if row not in done]
+        if not going or count == most - 1:
             break
-        if not going.all():
-            kept = going.nonzero()[:, 0].to(place)
-            alive, token, position, seen = alive[kept], token[kept], position[kept], seen[kept]
-            cache = _keep(cache, kept)
+        if len(going) < 0.8 * len(rows):
+            # Copying the cache costs as much as some steps: drop finished rows many at a time.
+            kept = torch.tensor(going, device=place)
+            rows = [rows[index] for index in going]
+            token, position, seen, cache = token[going], position[kept], seen[kept], _keep(cache, kept)
         position = position + 1
         seen = torch.cat((seen, torch.ones_like(seen[:, :1])), 1)
-        hidden, cache = model(token, position, seen[:, None, None, :], cache)
+        hidden, cache = model(token.to(place), position, seen[:, None, None, :], cache)
         state = hidden[:, -1]
     return [out[index * n : (index + 1) * n] for index in range(len(prompts))]
 

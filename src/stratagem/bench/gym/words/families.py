@@ -169,7 +169,10 @@ def story(draft: Draft, steps: int, distractors: int) -> tuple[Quantity, str]:
     ]
     sums = two and rng.random() < 0.4
 
+    changed: dict[str, int] = {}
+
     def change(name: str, op: str, k: Quantity | int) -> None:
+        changed[name] = len(draft.steps)
         held[name] = draft.step(f"Now {name} has {{}} {thing}.", held[name], op, k)
 
     while len(draft.steps) < steps - sums:
@@ -208,7 +211,7 @@ def story(draft: Draft, steps: int, distractors: int) -> tuple[Quantity, str]:
     if sums:
         target = draft.step(f"Together that is {{}} {thing}.", held[x], "+", held[y])
         return target, f"How many {thing} do {x} and {y} have together?"
-    who = max((x, y), key=lambda name: held[name].step if held[name].step is not None else -1)
+    who = max((x, y), key=lambda name: changed.get(name, -1))
     return held[who], f"How many {thing} does {who} have now?"
 
 
