@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,6 +27,7 @@ from stratagem.core.errors import (
 )
 from stratagem.core.trace import Retried, Trace, tracing
 from stratagem.core.usage import Meter, Prices, Usage
+from stratagem.testing import laws
 from stratagem.testing.server import (
     NAMED_FAULTS,
     Fault,
@@ -34,6 +37,7 @@ from stratagem.testing.server import (
     SimSettings,
     SimulatedProcess,
     SimulatedServer,
+    ToyResponder,
 )
 
 ASKED = (Message("user", "How many apples are there?"),)
@@ -704,3 +708,30 @@ def test_two_event_loops_may_use_it_in_turn() -> None:
     port = asyncio.run(free_port())
     run(main)
     run(main)
+
+
+def test_the_laws_of_backends() -> None:
+    """All of them, against a server in another thread (the laws bring their own event loops)."""
+    toy = ToyResponder(mean_tokens=16)
+
+    def responder(request: SimRequest) -> list[SimCompletion]:
+        if request.structured is not None and "regex" in request.structured:
+            return [SimCompletion("42-a")] * request.n
+        return toy(request)
+
+    ready: Future[str] = Future()
+    ended = threading.Event()
+
+    async def serve() -> None:
+        async with SimulatedServer(SimSettings(per_token=0.0002), responder=responder) as server:
+            ready.set_result(server.url)
+            await asyncio.to_thread(ended.wait)
+
+    with ThreadPoolExecutor(1) as executor:
+        serving = executor.submit(asyncio.run, serve())
+        try:
+            url = ready.result(timeout=60)
+            laws.backend(lambda: OpenAIBackend(url, permits=6), cases=12)
+        finally:
+            ended.set()
+            serving.result(timeout=60)
