@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stratagem.backends._replay.database import Database
+from stratagem.backends._replay.database import Sqlite
 from stratagem.backends._replay.replaying import Replaying
 from stratagem.core.backend import Backend
 
@@ -27,7 +27,7 @@ class Cached(Replaying):
 
     def __init__(self, inner: Backend, path: str | Path | None = None, *, entries: int = 100_000) -> None:
         super().__init__(inner)
-        self._database = Database(path) if path is not None else None
+        self._database = Sqlite(path) if path is not None else None
         self._memory: OrderedDict[str, str] = OrderedDict()
         self._entries = entries
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stratagem.backends._replay.database import Database
+from stratagem.backends._replay.database import database_at
 from stratagem.backends._replay.replaying import Replaying
 from stratagem.core.backend import Backend
 
 
 class Journal:
-    """A SQLite file with the finished calls of any number of runs. Many backends may share it."""
+    """An SQLite file, or a PostgreSQL database by its DSN, with the finished calls of any number of runs.
 
-    def __init__(self, path: str | Path) -> None:
-        self.database = Database(path)
+    Many backends may share it.
+    """
+
+    def __init__(self, where: str | Path) -> None:
+        self.database = database_at(where)
 
     async def aclose(self) -> None:
-        """Closes the file; it is opened again when used."""
+        """Closes it; it is opened again when used."""
         await self.database.aclose()
 
 
@@ -30,8 +33,8 @@ class Journaled(Replaying):
 
     Args:
         inner: the backend that is asked for the rest.
-        journal: the file, as a `Journal` to share or as a path. Closing the backend closes only a file of its
-            own.
+        journal: where they are kept, as a `Journal` to share or as its path or DSN. Closing the backend closes
+            only a journal of its own.
         run_id: the run.
     """
 

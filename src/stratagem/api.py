@@ -61,7 +61,36 @@ async def solve(
     run_id = run_id or new_run_id()
     trace = trace or Trace()
     trace.run_id = run_id
-    return await execute(chosen, task, Run(roles, ledger=Ledger(limits), seed=seed, trace=trace, run_id=run_id))
+    return await execute(
+        chosen, task, Run(roles, ledger=Ledger(limits), seed=seed, trace=trace, run_id=run_id)
+    )
+
+
+async def _stored(
+    task: Task,
+    strategy: Strategy,
+    models: Mapping[str, Backend],
+    budget: Budget | None,
+    seed: int,
+    store: str | Path,
+    run_id: str | None,
+    trace: Trace | None,
+) -> Answer:
+    from stratagem.backends.journaled import Journal, Journaled
+    from stratagem.graphs.runner import Runner
+
+    run_id = run_id or new_run_id()
+    async with Runner(store) as runner:
+        journal = Journal(store)  # in the same database as the checkpoints
+        try:
+            # One wrapper per backend, also where it plays several roles.
+            wrapped = {id(b): Journaled(b, journal, run_id) for b in models.values()}
+            roles = {role: wrapped[id(b)] for role, b in models.items()}
+            return await runner.run(
+                strategy, task, roles, budget=budget, seed=seed, run_id=run_id, trace=trace
+            )
+        finally:
+            await journal.aclose()
 
 
 def solve_sync(question: str | Task, *args: Any, **kwargs: Any) -> Answer:

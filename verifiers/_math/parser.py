@@ -232,8 +232,11 @@ class ExpressionParser:
                 top, bottom, length = digits[0], digits[1], 7
             elif args[0] is not None and args[0].whole and len(args[0].text) == 2:
                 self._at += 2
-                first, second = args[0].text
-                return Fraction(int(first), int(second)) if 0 < int(first) < int(second) else self._rewind(2)
+                first, second = int(args[0].text[0]), int(args[0].text[1])
+                if 0 < first < second:
+                    return Fraction(first, second)
+                self._at -= 2
+                return None
         else:
             one, slash, other = self._peek(), self._peek(1), self._peek(2)
             if one and one.whole and one.spaced and slash and slash.text == "/" and other and other.whole:
@@ -242,9 +245,6 @@ class ExpressionParser:
             return None
         self._at += length
         return top.value / bottom.value
-
-    def _rewind(self, count: int) -> None:
-        self._at -= count
 
     def _in_base(self, token: Token, base: Token) -> Node:
         """1011_2, 243_{5}: an integer written in a base from 2 to 10."""
