@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,6 +39,10 @@ def test_500_random_points(capsys: pytest.CaptureFixture[str]) -> None:
     assert reached > 300
 
 
+def _cancel(task: asyncio.Task[Any], asked: list[bool]) -> None:
+    asked.append(task.cancel())
+
+
 async def _cancel_at_random_points(points: int) -> int:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, StepLoop)
@@ -54,7 +59,7 @@ async def _cancel_at_random_points(points: int) -> int:
         begun = loop.steps
         task = asyncio.create_task(execute(strategy, TASK, Run({POLICY: toy}, ledger=ledger, seed=point)))
         asked: list[bool] = []
-        loop.plan(rng.randint(1, lengths.get(which, 40)), lambda t=task, a=asked: a.append(t.cancel()))
+        loop.plan(rng.randint(1, lengths.get(which, 40)), partial(_cancel, task, asked))
         await asyncio.wait({task})
         loop.cancel_plan()
         lengths[which] = max(lengths.get(which, 0), loop.steps - begun)
