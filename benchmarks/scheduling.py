@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx2
 from openai import AsyncOpenAI
@@ -59,7 +60,7 @@ class Raw:
 
     def __init__(self, url: str, permits: int, n: int, seeds: dict[tuple[Message, ...], int]) -> None:
         limits = httpx2.Limits(max_connections=permits, max_keepalive_connections=permits)
-        self._client = AsyncOpenAI(
+        self._client: Any = AsyncOpenAI(  # its overloads do not take options by name
             base_url=url,
             api_key="none",
             http_client=httpx2.AsyncClient(limits=limits, verify=False, timeout=600),
@@ -70,9 +71,7 @@ class Raw:
 
     async def _ask(self, messages: list[dict[str, str]], **options: object) -> str:
         async with self._permits:
-            answer = await self._client.chat.completions.create(  # type: ignore[call-overload]
-                model="sim", messages=messages, **options
-            )
+            answer = await self._client.chat.completions.create(model="sim", messages=messages, **options)
         text: str = answer.choices[0].message.content
         return text
 

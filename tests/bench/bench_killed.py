@@ -1,13 +1,17 @@
-"""A bench in a process of its own, to be killed. Prints a line for each finished run.
+"""A bench in a process of its own, to be killed. Prints a line for each finished run, and for each paid call.
 
 python bench_killed.py FOLDER
 """
 
 import asyncio
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
+from stratagem.backends.journaled import Journal, Journaled
 from stratagem.bench.data import Problem
 from stratagem.bench.runner import Progress, run_bench
+from stratagem.core.backend import Backend
 from stratagem.core.protocols import Strategy
 from stratagem.core.task import Task
 from stratagem.strategies.chain_of_thought import ChainOfThought
@@ -23,22 +27,41 @@ STRATEGIES: dict[str, Strategy] = {"one": ChainOfThought(), "vote": SelfConsiste
 SEEDS = (0, 1)
 
 
+class Told(Journaled):
+    """Tells what was paid for and is kept: asked for again, it would be paid twice."""
+
+    async def remember(self, rows: Mapping[str, str]) -> None:
+        await super().remember(rows)
+        for key in rows:
+            print("paid", self._run_id, key, flush=True)
+
+
 def report(progress: Progress) -> None:
     if progress.cell is not None:
-        print(progress.cell.key, flush=True)
+        print("done", progress.cell.key, flush=True)
 
 
-if __name__ == "__main__":
-    model = ToyModel(pace=jittered(len(sys.argv)))
-    asyncio.run(
-        run_bench(
+async def main(out: Path) -> None:
+    journal = Journal(out / "journal.sqlite")
+
+    def keep(run_id: str, models: Mapping[str, Backend]) -> Mapping[str, Backend]:
+        return {role: Told(model, journal, run_id) for role, model in models.items()}
+
+    try:
+        await run_bench(
             PROBLEMS,
             STRATEGIES,
-            {"policy": model},
-            out=sys.argv[1],
+            {"policy": ToyModel(pace=jittered(1))},
+            out=out,
             seeds=SEEDS,
             concurrency=5,
             grader=Exact(),
             listener=report,
+            journal=keep,
         )
-    )
+    finally:
+        await journal.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))

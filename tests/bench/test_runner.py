@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,11 +68,15 @@ def bench(
     )
 
 
-def figures(results: Results) -> bytes:
+COSTS = ("seconds", "tokens", "completion_tokens", "calls", "money")
+
+
+def figures(results: Results, *, without: Sequence[str] = ("seconds",)) -> bytes:
     """All statistics but those of time."""
     summary = asdict(summarise(results))
     for row in summary["rows"]:
-        del row["seconds"]
+        for key in without:
+            del row[key]
     return json.dumps(summary).encode()
 
 
@@ -173,7 +177,7 @@ def test_killed_at_any_moment_it_resumes_with_the_same_figures(tmp_path: Path, r
     rng = random.Random(round_)
     told: list[str] = []
     codes: list[int | None] = []
-    for kill in (*(rng.randint(0, 9) for _ in range(4)), None):
+    for kill in (*(rng.randint(0, 40) for _ in range(4)), None):
         with subprocess.Popen(
             [sys.executable, str(SCRIPT), str(out)], stdout=subprocess.PIPE, text=True
         ) as process:
@@ -187,11 +191,18 @@ def test_killed_at_any_moment_it_resumes_with_the_same_figures(tmp_path: Path, r
             with (out / "results.jsonl").open("a") as file:
                 file.write('{"problem": "q1", "strategy": "vo')  # a line that the kill has torn
     assert codes == [-9, -9, -9, -9, 0]
-    assert len(set(told)) == len(told)  # nothing said to be finished was run again
+    # No run that was finished was run again, and no call that was finished was paid again.
+    assert len(set(told)) == len(told)
+    assert sum(line.startswith("done") for line in told) <= 48
+    assert sum(line.startswith("paid") for line in told) >= 100
     assert set(keys(out).values()) == {1}
     resumed = Results.read(out)
     assert resumed.missing == 0
-    assert figures(resumed) == figures(whole)
+    assert figures(resumed, without=COSTS) == figures(whole, without=COSTS)
+    for key, cell in whole.cells.items():
+        assert [s.answer for s in resumed.cells[key].samples] == [s.answer for s in cell.samples]
+        # What a kill cut off in the engine was decoded all the same.
+        assert resumed.cells[key].usage.tokens >= cell.usage.tokens
 
 
 def test_cancelled_it_stops_the_engine_and_keeps_what_is_finished(tmp_path: Path) -> None:
