@@ -89,7 +89,8 @@ class RunState:
 class Runner:
     """Runs strategies and keeps them in a store; used as ``async with Runner(store) as runner``.
 
-    One runner serves any number of runs at the same time. To watch a run give it a trace with a listener.
+    One runner serves any number of runs at the same time, and several processes may share a store, as long as
+    no two of them run the same id. To watch a run give it a trace with a listener.
 
     Args:
         store: ``None`` keeps runs in memory for as long as the runner lives; else the path of an SQLite file,
@@ -242,17 +243,18 @@ class Runner:
                 )
         except (asyncio.CancelledError, StratagemError) as error:
             if kept.spec.budget.seconds is not None and not isinstance(error, StoreError):
-                await self._note(config, kept.seconds + clock() - started)
+                await self._note(config, kept.spec, kept.seconds + clock() - started)
             raise
         finally:
             self._running.discard(run_id)
         return Answer.model_validate(values["answer"])
 
-    async def _note(self, config: RunnableConfig, seconds: float) -> None:
-        """Keep how long an interrupted sitting was."""
+    async def _note(self, config: RunnableConfig, spec: _Spec, seconds: float) -> None:
+        """Keep how long an interrupted sitting was (it may have been too short to keep its specification)."""
+        state = _State(spec=spec.model_dump(mode="json"), seconds=seconds)
         # The interruption is what the caller must hear of, not this.
         with suppress(StoreError), self.store.guard():
-            await self._graph.aupdate_state(config, {"seconds": seconds}, as_node=START)
+            await self._graph.aupdate_state(config, state, as_node=START)
 
 
 async def _answer(state: _State, runtime: Runtime[_Context]) -> dict[str, Any]:

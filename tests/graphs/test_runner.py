@@ -25,7 +25,7 @@ from stratagem.core.trace import Record, RunFinished, Trace
 from stratagem.graphs import Runner
 from stratagem.strategies.direct import Direct
 from stratagem.strategies.self_consistency import SelfConsistency
-from stratagem.testing.loops import VirtualLoop
+from stratagem.testing.loops import StepLoop, VirtualLoop
 from stratagem.testing.toy import ToyModel
 
 TASK = Task.of("How many?", choices=("4", "5"), id="t1")
@@ -42,13 +42,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | Path
         yield tmp_path / "runs.sqlite"
         return
     import psycopg
+    from psycopg import sql
 
     assert DSN is not None
     name = "t" + os.urandom(6).hex()
     with psycopg.connect(DSN, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         yield DSN.rpartition("/")[0] + "/" + name
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def within(store: str | Path | None, body: Callable[[Runner], Awaitable[Any]]) -> Any:
@@ -201,6 +202,37 @@ def test_the_seconds_of_an_interrupted_sitting_count() -> None:
     assert interrupted - begun == pytest.approx(50, abs=1)
     assert out - interrupted == pytest.approx(50, abs=5)
     assert end - out == pytest.approx(0, abs=5)
+
+
+def test_a_run_cancelled_at_any_point_can_be_run_again() -> None:
+    budget = Budget(seconds=1000)
+
+    async def main(step: int) -> tuple[bool, Answer]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, StepLoop)
+        async with Runner() as runner:
+            task = asyncio.create_task(runner.run(VOTE, TASK, toy(), run_id="a", budget=budget))
+            loop.plan(step, task.cancel)
+            interrupted = False
+            try:
+                await task
+            except asyncio.CancelledError:
+                interrupted = True
+            loop.cancel_plan()
+            assert len(await runner.runs()) <= 1
+            return interrupted, await runner.run(VOTE, TASK, toy(), run_id="a", budget=budget)
+
+    def at(step: int) -> tuple[bool, Answer]:
+        with asyncio.Runner(loop_factory=StepLoop) as loop:
+            return loop.run(main(step))
+
+    whole = within(None, lambda runner: runner.run(VOTE, TASK, toy(), run_id="a", budget=budget))
+    step, interrupted = 1, True
+    while interrupted:
+        interrupted, answer = at(step)
+        assert untimed(answer) == untimed(whole), step
+        step += 3
+    assert step > 30
 
 
 # -- wrong use -----------------------------------------------------------------------------------------
