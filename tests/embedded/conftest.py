@@ -54,7 +54,9 @@ def write_model(folder: Path, *, tied: bool = True, kind: type = np.float32, **c
     )
     tokenizer.train_from_iterator(TEXT, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = SHAPE | {"vocab_size": tokenizer.get_vocab_size(), "tie_word_embeddings": tied} | changes
+    config: dict[str, Any] = (
+        SHAPE | {"vocab_size": tokenizer.get_vocab_size(), "tie_word_embeddings": tied} | changes
+    )
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(0)
     hidden, ffn, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
