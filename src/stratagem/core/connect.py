@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from inspect import signature
 from typing import Any
 
 from stratagem.core.backend import Backend
@@ -27,16 +28,22 @@ def connect(
     if url is None:
         if api_key is not None:
             raise ConfigurationError("The embedded model takes no api_key.", remedy="Give the server's URL.")
-        return _load("embedded")(folder=model, **options)
+        return _open("embedded", folder=model, **options)
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(
             f"{url!r} is no URL of a server.", remedy="Write it like http://localhost:8000/v1."
         )
-    return _load("openai")(url, model=model, api_key=api_key, **options)
+    return _open("openai", base_url=url, model=model, api_key=api_key, **options)
 
 
-def _load(kind: str) -> Callable[..., Backend]:
+def _open(kind: str, **options: Any) -> Backend:
     for point in entry_points(group=GROUP, name=kind):
         factory: Callable[..., Backend] = point.load()
-        return factory
+        allowed = signature(factory).parameters
+        for option in options:
+            if option not in allowed:
+                raise ConfigurationError(
+                    f"The {kind} backend has no option {option!r}.", remedy=f"It has {', '.join(allowed)}."
+                )
+        return factory(**options)
     raise ConfigurationError(f"No backend {kind!r} is registered.", remedy="Reinstall stratagem.")
