@@ -275,7 +275,7 @@ class OpenAIBackend:
             return tokens, priced(usage, self._prices)
 
         def lost() -> Usage:
-            prompt = self._prompt_bound(messages) + len(text.encode())
+            prompt = self._prompt_bound(messages) + len(text.encode(errors="surrogatepass"))
             return priced(Usage(uncertain_tokens=prompt + 1, calls=1), self._prices, uncertain_prompt=prompt)
 
         number = 0
@@ -313,7 +313,9 @@ class OpenAIBackend:
         known = self._counts.get(messages)
         if known is not None:
             return known
-        return _TEMPLATE_TOKENS + sum(len(m.content.encode()) + _MESSAGE_TOKENS for m in messages)
+        return _TEMPLATE_TOKENS + sum(
+            len(m.content.encode(errors="surrogatepass")) + _MESSAGE_TOKENS for m in messages
+        )
 
 
 class _ServerStream:

@@ -27,7 +27,8 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
     card = _pick(cards, model, settings.base_url)
     name = str(card["id"])
     version = await _optional(sender, settings.root + "/version")
-    vllm = version is not None and isinstance(version.get("version"), str)
+    # Others answer /version too, but only vLLM says that it owns the model.
+    vllm = card.get("owned_by") == "vllm" and version is not None and isinstance(version.get("version"), str)
     if not vllm:
         official = urlsplit(settings.base_url).hostname == "api.openai.com"
         return Dialect(

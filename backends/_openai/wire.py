@@ -17,7 +17,7 @@ from stratagem.core.backend import (
     Request,
     TokenLogprob,
 )
-from stratagem.core.errors import UnsupportedError
+from stratagem.core.errors import RejectedError, UnsupportedError
 from stratagem.core.usage import Prices, Usage
 
 MAX_GROUP = 128  # the most completions that OpenAI gives to one request
@@ -36,8 +36,13 @@ class Dialect:
 def chat(messages: Sequence[Message], dialect: Dialect) -> dict[str, Any]:
     """The part of a request that says what is asked. A trailing assistant message is continued.
 
-    Raises UnsupportedError where the server cannot do that.
+    Raises UnsupportedError where the server cannot do that, RejectedError for what cannot be sent as UTF-8.
     """
+    for message in messages:
+        try:
+            message.content.encode()
+        except UnicodeEncodeError as error:
+            raise RejectedError(f"A message is not text that can be sent: {error}.") from error
     body: dict[str, Any] = {
         "model": dialect.caps.model,
         "messages": [{"role": m.role, "content": m.content} for m in messages],

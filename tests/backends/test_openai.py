@@ -21,6 +21,7 @@ from stratagem.core.errors import (
     ContextLengthError,
     ProtocolError,
     RateLimitedError,
+    RejectedError,
     StratagemError,
     UnavailableError,
     UnsupportedError,
@@ -579,6 +580,8 @@ def test_constraints_and_continuation() -> None:
             assert (await backend.generate(Request(ASKED, max_tokens=9000))).completions[0].finish == "stop"
             with pytest.raises(ContextLengthError, match="8192"):
                 await backend.generate(Request((Message("user", "word " * 8200),)))
+            with pytest.raises(RejectedError, match="surrogate"):
+                await backend.generate(Request((Message("user", "\ud800"),)))
             with pytest.raises(UnsupportedError, match="at most 20"):
                 await backend.generate(Request(ASKED, logprobs=50))
 
