@@ -123,7 +123,7 @@ def test_what_the_server_refuses(cli: Cli, tmp_path: Path) -> None:
                 assert key not in done.stderr
 
             await told(*ASK, "--model", "gpt-17", words=("gpt-17", server.settings.model))
-            await told(*ASK, words=("401",), key="wrong-key")
+            await told(*ASK, words=("does not accept the API key",), key="wrong-key")
             await told("solve", "why? " * 400, words=("tokens",))
             await told(
                 *ASK, "--budget", "tokens=3", words=("budget is exhausted", "tokens=3", "Raise --budget")

@@ -6,13 +6,20 @@ import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from stratagem.testing.server import SimSettings, SimulatedServer
 
 Start = Callable[..., subprocess.Popen[str]]
 QUESTION = "What is 2 + 3?"
+
+
+async def within(condition: Awaitable[None]) -> None:
+    """Fail rather than hang when the command has died before."""
+    async with asyncio.timeout(300):
+        await condition
 
 
 async def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -28,12 +35,12 @@ def test_solve_prints_the_best_so_far_and_stops_the_engine(start: Start, tmp_pat
             told = ("--base-url", server.url, "--set", "n=32", "--trace", str(trace), "--json")
             process = start("solve", QUESTION, *told)
             # Half of the answers are there, and the others are being written.
-            await server.until(lambda t: t.peak_sequences == 32 and t.running_sequences <= 16)
+            await within(server.until(lambda t: t.peak_sequences == 32 and t.running_sequences <= 16))
             decoded = server.totals().decoded
-            await server.until(lambda t: t.decoded >= decoded + 32)
+            await within(server.until(lambda t: t.decoded >= decoded + 32))
             process.send_signal(signal.SIGINT)
             code, out, err = await ended(process)
-            await server.until(lambda t: t.in_flight == 0 and t.running_sequences == 0)
+            await within(server.until(lambda t: t.in_flight == 0 and t.running_sequences == 0))
 
             assert (code, err) == (130, "")
             answer = json.loads(out)
@@ -59,10 +66,10 @@ def test_solve_says_when_there_is_no_answer_yet(start: Start) -> None:
     async def main() -> None:
         async with SimulatedServer(SimSettings(first_token=600)) as server:
             process = start("solve", QUESTION, "--base-url", server.url)
-            await server.until(lambda t: t.running_sequences > 0)
+            await within(server.until(lambda t: t.running_sequences > 0))
             process.send_signal(signal.SIGINT)
             code, out, err = await ended(process)
-            await server.until(lambda t: t.in_flight == 0)
+            await within(server.until(lambda t: t.in_flight == 0))
             assert (code, out) == (130, "")
             assert err.startswith("stopped: no answer yet")
             assert len(err.splitlines()) == 1
@@ -95,10 +102,10 @@ def test_bench_keeps_what_is_finished_and_goes_on(start: Start, tmp_path: Path) 
                 "--json",
             )
             process = start(*told)
-            await server.until(lambda t: t.finished >= 30)
+            await within(server.until(lambda t: t.finished >= 30))
             process.send_signal(signal.SIGINT)
             code, printed, err = await ended(process)
-            await server.until(lambda t: t.in_flight == 0 and t.running_sequences == 0)
+            await within(server.until(lambda t: t.in_flight == 0 and t.running_sequences == 0))
             assert code == 130
             found = json.loads(printed)
             kept = (out / "results.jsonl").read_text().splitlines()
@@ -131,8 +138,6 @@ def test_the_second_ends_at_once(start: Start) -> None:
         "            print('no', flush=True)\n"
         "sys.exit(run(stubborn()))\n"
     )
-    import sys
-
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

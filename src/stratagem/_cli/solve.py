@@ -28,6 +28,7 @@ from stratagem._cli.console import (
 from stratagem._cli.interrupt import INTERRUPTED
 from stratagem._cli.progress import Progress
 from stratagem._cli.votes import votes
+from stratagem.api import new_run_id
 
 _WHY = {
     "complete": "complete",
@@ -52,6 +53,7 @@ async def solve(
     """Answer, print, and give the exit code; when cancelled, with the best so far."""
     task = sg.Task.of(question)
     progress = Progress(task, strategy.kind)
+    run_id = run_id or new_run_id()
     trace = sg.Trace(listeners=[progress])
     with ExitStack() as stack:
         if trace_file is not None:
@@ -65,7 +67,7 @@ async def solve(
                 )
             code = 0
         except asyncio.CancelledError:
-            answer, code = progress.partial(trace.run_id), INTERRUPTED
+            answer, code = progress.partial(run_id), INTERRUPTED
     found = bool(answer.candidates) or answer.value is not None
     if as_json or found:
         model = (await llm.capabilities()).model if found else llm.name  # negotiated by now
