@@ -77,6 +77,9 @@ class OpenAIBackend:
         first_token_timeout: seconds until a stream shows its first token.
         retries: how often a failed request is sent again.
         prices: for `Usage.money`.
+        abort_slack: what a vLLM server decodes at most, in tokens per completion, between losing a client and
+            stopping: the `uncertain_tokens` of a stream that was left. It looks before every step, so that 32 is
+            generous; a server that does not say what it has decoded is charged all that was asked for.
         jitter_seed: of the delays between attempts; default: from the system, so that processes differ.
 
     Raises:
@@ -95,9 +98,10 @@ class OpenAIBackend:
         first_token_timeout: float | None = None,
         retries: int = 4,
         prices: Prices | None = None,
+        abort_slack: int = 32,
         jitter_seed: int | None = None,
     ) -> None:
-        for key, value, least in (("permits", permits, 1), ("retries", retries, 0)):
+        for key, value, least in (("permits", permits, 1), ("retries", retries, 0), ("abort_slack", abort_slack, 0)):
             if value < least:
                 raise ConfigurationError(f"{key}={value} makes no sense.", remedy=f"Give at least {least}.")
         limits = {"rate": rate, "timeout": timeout, "first_token_timeout": first_token_timeout}
@@ -110,6 +114,7 @@ class OpenAIBackend:
         self._model = model
         self._retries = retries
         self._prices = prices or Prices()
+        self._abort_slack = abort_slack
         self._rng = Random(jitter_seed)
         parts = urlsplit(url)
         self._where = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
@@ -253,6 +258,7 @@ class OpenAIBackend:
             learned=lambda count: self._learn(request.messages, count),
             stream=stream,
             deltas=deltas,
+            abort_slack=self._abort_slack,
         )
         return Call(plan, self._sender(), tally, arrived)
 

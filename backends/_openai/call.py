@@ -62,6 +62,7 @@ class Plan:
     learned: Callable[[int], None]  # told the prompt's true number of tokens
     stream: bool
     deltas: bool
+    abort_slack: int  # tokens that vLLM decodes at most, per completion, after it has lost the client
 
 
 @dataclass(slots=True)
@@ -233,6 +234,11 @@ class Call:
             )
         return draft.text[len(text) :], tuple(draft.tokens[count:])
 
+    def _unseen(self, draft: Draft) -> int:
+        """The most that may have been decoded of an unfinished completion beyond what was seen."""
+        unseen = max(0, self.plan.request.max_tokens - draft.count)
+        return min(unseen, self.plan.abort_slack) if self.plan.dialect.vllm and draft.counted else unseen
+
     def _lost(self, part: Part) -> Usage:
         """What an attempt that broke off may have cost: what is known, and the most that is not."""
         if part.final is not None:
@@ -241,6 +247,6 @@ class Call:
         if part.prompt_tokens is None:
             prompt = self.plan.prompt_bound()
         open_ended = [d for d in part.drafts if not (d.counted and d.finish)]
-        decoded = sum(max(0, self.plan.request.max_tokens - draft.count) for draft in open_ended)
+        decoded = sum(self._unseen(draft) for draft in open_ended)
         usage = replace(known, uncertain_tokens=prompt + decoded, calls=1)
         return priced(usage, self.plan.prices, uncertain_prompt=prompt)

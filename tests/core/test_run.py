@@ -6,13 +6,13 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 
-from stratagem.core.backend import Constraint, Generation, Message, Request, ScoreRequest
+from stratagem.core.backend import Backend, Constraint, Generation, Message, Request, ScoreRequest
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.errors import (
     BackendError,
@@ -26,8 +26,9 @@ from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy, Verdict, Verifier
 from stratagem.core.run import JUDGE, POLICY, Run, Sampling
 from stratagem.core.task import Answer, Candidate, Task
-from stratagem.core.trace import CallFinished, CallStarted, CompletionArrived, Verified
+from stratagem.core.trace import CallFinished, CallStarted, CompletionArrived, RunFinished, Trace, Verified
 from stratagem.core.usage import Meter, Usage
+from stratagem.testing.faults import Failing
 from stratagem.testing.loops import run
 from stratagem.testing.toy import CAPABLE, ToyModel, ToyStream, jittered
 
@@ -357,3 +358,28 @@ def test_keys_are_stable_and_take_any_text() -> None:
     assert request.key() != request.sibling(1).key()
     assert request.key() != replace(request, constraint=Constraint.choice(["a"])).key()
     assert len(ScoreRequest(request.messages, ("\ud83d",)).key()) == 64
+
+
+def test_the_trace_says_how_a_run_ended() -> None:
+    async def ended(model: Backend) -> RunFinished:
+        trace = Trace()
+        with suppress(BackendError, asyncio.CancelledError):
+            await execute(Strategy.load("chain_of_thought"), TASK, Run({POLICY: model}, trace=trace))
+        [event] = trace.of(RunFinished)
+        return event
+
+    async def main() -> None:
+        assert (await ended(ToyModel())).stopped == "complete"
+        failed = await ended(Failing(ToyModel(), at={1}))
+        assert (failed.stopped, failed.value) == ("failed", None)
+        assert failed.error.startswith("BackendError: ")
+
+        async def for_ever(_: object) -> None:
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(ended(ToyModel(pace=for_ever)))
+        await asyncio.sleep(0)
+        task.cancel()
+        assert (await task).stopped == "cancelled"
+
+    run(main())

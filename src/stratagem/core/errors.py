@@ -7,7 +7,7 @@
     |   |-- UnknownKindError          no strategy, verifier or skill of that name
     |   |-- DataError                 a data file that cannot be read as what it should be
     |   `-- MissingExtraError         an optional library is not installed
-    |-- BackendError                  the model's side; .usage says what may have been spent
+    |-- BackendError                  the model's side
     |   |-- UnavailableError          no server there, or it refuses connections
     |   |-- BackendTimeoutError       it answered too late
     |   |-- RateLimitedError          it asked us to slow down, more often than we may retry

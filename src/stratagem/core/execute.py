@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from stratagem.core.errors import BudgetExhausted, StrategyError, boundary
@@ -32,18 +33,30 @@ async def execute(strategy: Strategy, task: Task, run: Run) -> Answer:
                 raise TypeError(f"it gave {answer!r}, not an Answer")
     except BudgetExhausted:
         if run.best is None:
+            _finished(run, "budget", started)
             raise
         answer, stopped = run.best, "budget"
+    except BaseException as error:
+        _finished(run, "cancelled" if isinstance(error, asyncio.CancelledError) else "failed", started, error)
+        raise
     if run.ledger.refused:
         stopped = "deadline" if run.ledger.time_is_up else "budget"
-    seconds = time.monotonic() - started
-    answer = answer.model_copy(
+    run.best = answer
+    event = _finished(run, stopped, started)
+    return answer.model_copy(
         update={
             "stopped": stopped,
-            "usage": run.ledger.spent,
-            "seconds": seconds,
+            "usage": event.usage,
+            "seconds": event.seconds,
             "run_id": run.run_id,
         }
     )
-    run.trace.append(RunFinished(answer.value, stopped, answer.usage, seconds))
-    return answer
+
+
+def _finished(run: Run, stopped: str, started: float, error: BaseException | None = None) -> RunFinished:
+    """Record the end of a run, with the best answer that it had."""
+    value = run.best.value if run.best is not None else None
+    message = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else ""
+    event = RunFinished(value, stopped, run.ledger.spent, time.monotonic() - started, message)
+    run.trace.append(event)
+    return event

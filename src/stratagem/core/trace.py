@@ -42,13 +42,14 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class RunFinished(Event):
-    """A strategy has answered."""
+    """A run has ended, well or not."""
 
     type: ClassVar[str] = "run_finished"
-    value: str | None
-    stopped: str
+    value: str | None  # of the best answer it had
+    stopped: str  # that of the answer, or "cancelled" or "failed"
     usage: Usage
     seconds: float
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
