@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stratagem.testing.server import SimulatedServer
+from stratagem.testing.server import SimSettings, SimulatedServer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,7 +32,7 @@ def test_code_on_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
 
     async def main() -> None:
-        async with SimulatedServer(model="my-model") as server:
+        async with SimulatedServer(SimSettings(model="my-model")) as server:
             names: dict[str, Any] = {"__name__": "page"}
             for line, source in blocks(page):
                 code = compile(
@@ -51,7 +51,11 @@ def test_code_on_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_example_runs(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "error", str(example)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -320,7 +320,8 @@ class Run:
             logprobs=sampling.logprobs,
             constraint=sampling.constraint,
         )
-        key = f"{role}/{request.key()}"
+        # Asking for log-probabilities draws nothing else: strategies that do share samples with those that don't.
+        key = f"{role}/{replace(request, logprobs=None).key()}"
         seed = _derive(self.seed, key, self._occurrences[key])
         self._occurrences[key] += 1
         return replace(request, seed=seed)
