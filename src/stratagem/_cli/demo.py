@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -16,7 +16,7 @@ from rich.text import Text
 
 import stratagem as sg
 from stratagem._cli.bench import points
-from stratagem._cli.console import ACCENT, BAD, DIM, GOOD, SEPARATOR, STRONG, count, show, stderr
+from stratagem._cli.console import ACCENT, BAD, DIM, GOOD, SEPARATOR, STRONG, count, say_error, show, stderr
 from stratagem._cli.interrupt import INTERRUPTED
 from stratagem._cli.scoreboard import Scoreboard
 from stratagem._cli.votes import votes
@@ -28,8 +28,8 @@ from stratagem.bench.summary import Row, Summary, summarise
 
 SKILL = "words"
 PROBLEMS = 32
-WAVE = 8  # problems that all strategies finish before the next are begun
-SECONDS = 60.0  # a wave that would end later than this is not begun
+WAVE = 4  # problems that all strategies finish before the next are begun
+SECONDS = 70.0  # then it ends, with the waves that are finished
 
 ONE, VOTE, JUDGED = "one sample", "vote of 16", "best of 16 by judge"
 
@@ -39,23 +39,12 @@ def strategies() -> dict[str, sg.Strategy]:
     return {ONE: sg.ChainOfThought(), VOTE: sg.SelfConsistency(n=16), JUDGED: sg.BestOfN(n=16)}
 
 
-@dataclass(slots=True)
-class _Clock:
-    """When it began, how long each strategy took on all its problems, and the longest wave."""
-
-    began: float = field(default_factory=time.monotonic)
-    spent: dict[str, float] = field(default_factory=dict)
-    longest: float = 0.0
-
-    def time_for_another(self) -> bool:
-        return time.monotonic() - self.began + self.longest < SECONDS
-
-
 async def demo(llm: sg.Backend, *, problems: int = PROBLEMS) -> int:
     """Run, print what came out, and give the exit code."""
     data = load(f"gym:{SKILL}", limit=problems)
     board = Scoreboard(list(strategies()), len(data))
-    clock = _Clock()
+    spent: dict[str, float] = {}  # seconds of each strategy, over finished waves
+    done = 0
     model = (await llm.capabilities()).model
     stderr().print(
         Text.assemble(
@@ -68,17 +57,22 @@ async def demo(llm: sg.Backend, *, problems: int = PROBLEMS) -> int:
     with tempfile.TemporaryDirectory(prefix="stratagem-demo-") as folder:
         try:
             with board.shown():
-                for wave in _waves(data.problems):
-                    if not clock.time_for_another():
-                        break
-                    await _one_wave(wave, llm, Path(folder), board, clock)
+                async with asyncio.timeout(SECONDS):
+                    for wave in _waves(data.problems):
+                        await _one_wave(wave, llm, Path(folder), board, spent)
+                        done += len(wave)
+        except TimeoutError:
+            pass  # what is finished is shown, and that there was no time for more
         except asyncio.CancelledError:
             code = INTERRUPTED
-        if not board.done:
-            raise asyncio.CancelledError
-        results = Results.read(folder)
+        if not done:
+            why = "" if code else f" after {SECONDS:.0f} s: this machine is very busy or slow"
+            say_error(f"not {WAVE} problems are finished{why}", label="stopped")
+            return code or 1
+        finished = {problem.id for problem in data.problems[:done]}
+        results = _only(Results.read(folder), finished)
     summary = await asyncio.to_thread(summarise, results)
-    show(*_rendered(summary, results, clock, asked=len(data), stopped=bool(code)))
+    show(*_rendered(summary, results, spent, asked=len(data), stopped=bool(code)))
     return code
 
 
@@ -87,29 +81,36 @@ def _waves(problems: Sequence[Problem]) -> Iterator[Sequence[Problem]]:
 
 
 async def _one_wave(
-    wave: Sequence[Problem], llm: sg.Backend, folder: Path, board: Scoreboard, clock: _Clock
+    wave: Sequence[Problem], llm: sg.Backend, folder: Path, board: Scoreboard, spent: dict[str, float]
 ) -> None:
     """Each strategy in its turn, so that the seconds are its own."""
-
-    wave_began = time.monotonic()
+    took: dict[str, float] = {}
     for name, strategy in strategies().items():
         began = time.monotonic()
-        try:
-            await run_bench(
-                wave, {name: strategy}, {"policy": llm}, out=folder, concurrency=WAVE, listener=board.follow
-            )
-        finally:
-            clock.spent[name] = clock.spent.get(name, 0.0) + time.monotonic() - began
-    clock.longest = max(clock.longest, time.monotonic() - wave_began)
+        await run_bench(
+            wave, {name: strategy}, {"policy": llm}, out=folder, concurrency=WAVE, listener=board.follow
+        )
+        took[name] = time.monotonic() - began
+    for name, seconds in took.items():
+        spent[name] = spent.get(name, 0.0) + seconds
+
+
+def _only(results: Results, problems: set[str]) -> Results:
+    """The cells of these problems, which all strategies have finished."""
+    return replace(
+        results,
+        problems=tuple(p for p in results.problems if p.id in problems),
+        cells={key: cell for key, cell in results.cells.items() if key[0] in problems},
+    )
 
 
 def _rendered(
-    summary: Summary, results: Results, clock: _Clock, *, asked: int, stopped: bool
+    summary: Summary, results: Results, spent: Mapping[str, float], *, asked: int, stopped: bool
 ) -> list[RenderableType]:
     done = len(results.problems)
-    parts: list[RenderableType] = [_table(summary, clock)]
+    parts: list[RenderableType] = [_table(summary, spent)]
     if stopped or done < asked:
-        why = "stopped: cancelled" if stopped else f"more would not end within {SECONDS:.0f} s"
+        why = "stopped: cancelled" if stopped else f"stopped: after {SECONDS:.0f} s"
         parts += [Text(), Text(f"{done} of {asked} problems{SEPARATOR}{why}", style=BAD)]
     parts += [Text(), *_example(results)]
     if len(summary.rows) > 1:
@@ -117,7 +118,7 @@ def _rendered(
     return [*parts, Text(), *_next()]
 
 
-def _table(summary: Summary, clock: _Clock) -> Table:
+def _table(summary: Summary, spent: Mapping[str, float]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style=DIM)
     table.add_column("", overflow="fold")
     for name in ("right", "tokens each", "seconds"):
@@ -128,7 +129,7 @@ def _table(summary: Summary, clock: _Clock) -> Table:
             Text(row.strategy, style=STRONG if row.accuracy.value == best else ""),
             points(row.accuracy),
             f"{row.tokens.mean.value:,.0f}",
-            f"{clock.spent.get(row.strategy, 0.0):.1f}",
+            f"{spent[row.strategy]:.1f}",
         )
     return table
 
