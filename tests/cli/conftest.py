@@ -43,7 +43,8 @@ def inside(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         given = [os.fsdecode(argument) for argument in arguments]
         monkeypatch.setattr(sys, "argv", ["stratagem", *given])
         code = main()
-        return Completed(arguments, code, *capfd.readouterr())
+        shown = capfd.readouterr()
+        return Completed(arguments, code, shown.out, shown.err)
 
     return run
 
