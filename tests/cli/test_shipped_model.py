@@ -69,7 +69,7 @@ def test_demo_shows_every_strategy_and_what_it_cost(capfd: pytest.CaptureFixture
     async def main() -> int:
         llm = sg.connect()
         try:
-            return await demo(llm, problems=2)
+            return await demo(llm, problems=2, limit=1800)
         finally:
             await llm.aclose()
 

@@ -39,8 +39,8 @@ def strategies() -> dict[str, sg.Strategy]:
     return {ONE: sg.ChainOfThought(), VOTE: sg.SelfConsistency(n=16), JUDGED: sg.BestOfN(n=16)}
 
 
-async def demo(llm: sg.Backend, *, problems: int = PROBLEMS) -> int:
-    """Run, print what came out, and give the exit code."""
+async def demo(llm: sg.Backend, *, problems: int = PROBLEMS, limit: float = SECONDS) -> int:
+    """Run for at most ``limit`` seconds, print what came out, and give the exit code."""
     data = load(f"gym:{SKILL}", limit=problems)
     board = Scoreboard(list(strategies()), len(data))
     spent: dict[str, float] = {}  # seconds of each strategy, over finished waves
@@ -57,7 +57,7 @@ async def demo(llm: sg.Backend, *, problems: int = PROBLEMS) -> int:
     with tempfile.TemporaryDirectory(prefix="stratagem-demo-") as folder:
         try:
             with board.shown():
-                async with asyncio.timeout(SECONDS):
+                async with asyncio.timeout(limit):
                     for wave in _waves(data.problems):
                         await _one_wave(wave, llm, Path(folder), board, spent)
                         done += len(wave)
@@ -66,7 +66,7 @@ async def demo(llm: sg.Backend, *, problems: int = PROBLEMS) -> int:
         except asyncio.CancelledError:
             code = INTERRUPTED
         if not done:
-            why = "" if code else f" after {SECONDS:.0f} s: this machine is very busy or slow"
+            why = "" if code else f" after {limit:.0f} s: this machine is very busy or slow"
             say_error(f"not {WAVE} problems are finished{why}", label="stopped")
             return code or 1
         finished = {problem.id for problem in data.problems[:done]}
@@ -110,7 +110,7 @@ def _rendered(
     done = len(results.problems)
     parts: list[RenderableType] = [_table(summary, spent)]
     if stopped or done < asked:
-        why = "stopped: cancelled" if stopped else f"stopped: after {SECONDS:.0f} s"
+        why = "stopped: cancelled" if stopped else "stopped: time is up"
         parts += [Text(), Text(f"{done} of {asked} problems{SEPARATOR}{why}", style=BAD)]
     parts += [Text(), *_example(results)]
     if len(summary.rows) > 1:
