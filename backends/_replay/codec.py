@@ -47,7 +47,7 @@ def minus(a: Usage, b: Usage) -> Usage:
 
 
 def _dump(value: list[Any], usage: Usage) -> str:
-    return json.dumps({"value": value, "usage": asdict(usage)}, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps({"value": value, "usage": asdict(usage)}, separators=(",", ":"))
 
 
 def _load(text: str) -> tuple[Any, Usage]:

@@ -200,4 +200,4 @@ def test_sympy_gets_the_same_expression(expr: sympy.Expr) -> None:
     assert isinstance(value, Number | Expression)
     at = {s: sympy.Rational(k + 3, 7) for k, s in enumerate(sorted(expr.free_symbols, key=str))}
     mine = to_sympy(value.expr).subs({sympy.Symbol(str(s).replace("\\", "")): v for s, v in at.items()})
-    assert sympy.Rational(mine.doit()) == expr.subs(at)
+    assert sympy.Rational(mine.doit()) == expr.subs(list(at.items()))

@@ -209,7 +209,9 @@ class _Parser:
         if len(names) == 1 and isinstance(items[0], Definition):
             # "x = 1 or x = 2" and "x = 1, 2" list the values of one unknown.
             items = tuple(item.value if isinstance(item, Definition) else item for item in items)
-        return Group(source, items, "") if len(items) > 1 else items[0]
+        if len(items) == 1:
+            return items[0]
+        return Group(source, items, "")
 
     def _union(self, lo: int, hi: int) -> Value | None:
         joints = [
