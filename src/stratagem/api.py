@@ -23,7 +23,7 @@ from stratagem.core.trace import Trace
 
 async def solve(
     question: str | Task,
-    strategy: Strategy | Mapping[str, Any] | str | Path = "chain_of_thought",
+    strategy: Strategy | Mapping[str, Any] | str | Path = "self_consistency",
     *,
     llm: Backend | None = None,
     judge: Backend | None = None,

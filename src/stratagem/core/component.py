@@ -69,7 +69,12 @@ class Component(BaseModel):
     @classmethod
     def _import(cls, kind: str) -> None:
         for point in entry_points(group=cls.group, name=kind):
-            member = point.load()
+            try:
+                member = point.load()
+            except (ImportError, AttributeError) as error:
+                raise ConfigurationError(
+                    f"The {cls.family} {kind!r} ({point.value}) cannot be imported: {error}."
+                ) from error
             if not (isinstance(member, type) and issubclass(member, Component)):
                 raise ConfigurationError(f"Entry point {point.name!r} = {point.value} is no {cls.family}.")
             cls._members[kind] = member
