@@ -101,7 +101,8 @@ class OpenAIBackend:
         abort_slack: int = 32,
         jitter_seed: int | None = None,
     ) -> None:
-        for key, value, least in (("permits", permits, 1), ("retries", retries, 0), ("abort_slack", abort_slack, 0)):
+        counts = {"permits": (permits, 1), "retries": (retries, 0), "abort_slack": (abort_slack, 0)}
+        for key, (value, least) in counts.items():
             if value < least:
                 raise ConfigurationError(f"{key}={value} makes no sense.", remedy=f"Give at least {least}.")
         limits = {"rate": rate, "timeout": timeout, "first_token_timeout": first_token_timeout}

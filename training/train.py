@@ -36,9 +36,9 @@ from stratagem.bench.gym import Document, skills
 MUON_RATE, ADAM_RATE = 0.02, 0.003
 
 
-def rate(done: float, warm: float = 0.02, fall: float = 0.4) -> float:
+def rate(done: float, level: float = 0.4, warm: float = 0.02) -> float:
     """Share of the peak rate when `done` (0..1) of the time is spent: up, level, then straight to zero."""
-    return min(1.0, (done + 1e-3) / warm, max(0.0, (1.0 - done) / (1.0 - fall)))
+    return min(1.0, (done + 1e-3) / warm, max(0.0, (1.0 - done) / (1.0 - level)))
 
 
 def losses(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -76,10 +76,10 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
 
-    def update(self, batch: Batch, done: float, precision: torch.dtype | None) -> tuple[float, float]:
-        """One step at the rate of `done`; returns the losses."""
+    def update(self, batch: Batch, share: float, precision: torch.dtype | None) -> tuple[float, float]:
+        """One step at a share of the peak rate; returns the losses."""
         for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
-            optimiser.param_groups[0]["lr"] = peak * rate(done)
+            optimiser.param_groups[0]["lr"] = peak * share
         cast = torch.autocast(self.device.type, precision) if precision else nullcontext()
         with cast:
             loss, judged = losses(self.model, batch.to(self.device))
@@ -174,7 +174,7 @@ def run(arguments: argparse.Namespace) -> Trainer:
             done = trainer.step / arguments.steps if arguments.steps else trainer.seconds / limit
             past, now = now, time.monotonic()
             trainer.seconds += now - past
-            loss, judged = trainer.update(batch, done, precision)
+            loss, judged = trainer.update(batch, rate(done, arguments.level), precision)
             seen += batch.ids.numel()
             sums.append(loss)
             if judged == judged:
@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> Trainer:
                     "step": trainer.step,
                     "loss": round(sum(sums) / len(sums), 4),
                     "judge": round(sum(judged_sums) / max(1, len(judged_sums)), 4),
-                    "rate": round(rate(done), 4),
+                    "rate": round(rate(done, arguments.level), 4),
                     "seconds": round(trainer.seconds, 1),
                     "tokens_per_second": round(world * seen / (now - began)),
                 }
@@ -209,6 +209,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=0, help="schedule by steps instead of minutes")
     p.add_argument("--tokens", type=int, default=8192, help="tokens of a batch")
     p.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
+    p.add_argument(
+        "--level", type=float, default=0.4, help="share of the time before the rate begins to fall"
+    )
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--init", type=Path, help="checkpoint to take the weights from")
     p.add_argument("--own", type=Path, nargs="*", help="graded samples of the model, from rounds.py")

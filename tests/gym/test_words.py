@@ -7,10 +7,11 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from stratagem.bench.gym import SPLITS, STEP_PROBE, Problem, Split, seeded, skill, skills
+from stratagem.bench.gym import SPLITS, STEP_PROBE, Problem, Split, Step, seeded, skill, skills
 from stratagem.bench.gym.registry import register
 from stratagem.bench.gym.words import Words
 from stratagem.bench.gym.words.corrupt import corrupt
@@ -142,11 +143,15 @@ def test_text_that_is_no_solution() -> None:
     assert (grade.correct, grade.answer, grade.right) == (False, None, (False, False))
 
 
-def test_extra_true_steps_are_right() -> None:
-    problem = next(problem for problem in made("test", 300) if problem.extras and not problem.extras[0].needs)
-    grade = WORDS.grade(problem, f"{problem.extras[0].text}\n{problem.solution}")
+def test_true_steps_that_the_answer_does_not_need_are_right() -> None:
+    problem = WORDS.problem("test", 0)
+    count = len(problem.steps)
+    extras = (Step("Zoe has 1 + 2 = 3 hats."), Step("Zoe has 3 + 4 = 7 hats.", (count,)))
+    problem = replace(problem, extras=extras)
+    grade = WORDS.grade(problem, f"{extras[0].text}\n{extras[1].text}\n{problem.solution}")
     assert grade.correct
     assert all(grade.right)
+    assert WORDS.grade(problem, f"{extras[1].text}\n{extras[0].text}").right == (False, True)
 
 
 def test_corruptions_are_graded_wrong_from_the_broken_step_on() -> None:
