@@ -87,7 +87,10 @@ class Encoder:
         positions, branches, limits = list(range(trunk)), [0] * trunk, [trunk] * trunk
         for number, probe in enumerate(document.probes, 1):
             seen = start + sum(end <= probe.at for end in ends)
-            branch = [END, USER, *self._fixed(probe.question), END, ASSISTANT]
+            instead = (
+                self.tokenizer.encode(probe.instead, add_special_tokens=False).ids if probe.instead else []
+            )
+            branch = [*instead, END, USER, *self._fixed(probe.question), END, ASSISTANT]
             learn.append((len(ids) + len(branch) - 1, self.yes, self.no, probe.yes, PROBE_WEIGHT))
             ids += branch
             positions += range(seen, seen + len(branch))

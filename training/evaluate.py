@@ -11,7 +11,7 @@ import math
 import random
 import statistics
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -109,6 +109,7 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
         "split": arguments.split,
         "problems": len(problems),
         "temperature": arguments.temperature,
+        "samples": n,
         "pass@1": statistics.fmean(first),
         "greedy": statistics.fmean(
             task.grade(p, t[0]).correct for p, t in zip(problems, greedy, strict=True)
@@ -125,12 +126,21 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
     }
     for name, scorer in SCORERS.items():
         values = [scorer(score[:-1], 1 - score[-1]) for score in scores]
-        best = []
-        for index in range(len(problems)):
-            window = range(index * n, index * n + n)
-            best.append(float(right[max(window, key=values.__getitem__)]))
-        gain = interval([b - f for b, f in zip(best, first, strict=True)])
-        report[f"best-of-{n} by {name}"] = (statistics.fmean(best), *gain, "auc", auc(values, right))
+        best, vote, within = [], [], []
+        for index, (problem, marks) in enumerate(zip(problems, grades, strict=True)):
+            window = slice(index * n, index * n + n)
+            scored, good = values[window], right[window]
+            best.append(float(good[max(range(n), key=scored.__getitem__)]))
+            vote.append(_majority(marks, problem.answer, scored))
+            within.append(auc(scored, good))
+        within = [value for value in within if not math.isnan(value)]
+        report[f"best-of-{n} by {name}"] = {
+            "accuracy": statistics.fmean(best),
+            "gain": interval([b - f for b, f in zip(best, first, strict=True)]),
+            "weighted vote": statistics.fmean(vote),
+            "auc": auc(values, right),
+            "auc within a problem": statistics.fmean(within) if within else math.nan,
+        }
     step_scores = [value for score in scores for value in score[:-1]]
     step_labels = [label for marks in grades for grade in marks for label in grade.right]
     report["step judge"] = {
@@ -156,12 +166,15 @@ def _probed(question: str, text: str, grade: Grade) -> Document:
     return Document((Message("user", question), Message("assistant", text)), tuple(probes))
 
 
-def _majority(marks: Sequence[Grade], answer: str) -> float:
-    """Share of the most frequent answers that are right: the expected accuracy with ties broken at random."""
-    votes = Counter(grade.answer for grade in marks if grade.answer is not None)
+def _majority(marks: Sequence[Grade], answer: str, weights: Sequence[float] | None = None) -> float:
+    """Whether the answer with most votes (or weight) is right: the expected value, ties broken at random."""
+    votes: dict[str, float] = defaultdict(float)
+    for grade, weight in zip(marks, weights or [1.0] * len(marks), strict=True):
+        if grade.answer is not None:
+            votes[grade.answer] += weight
     if not votes:
         return 0.0
-    top = [value for value, count in votes.items() if count == max(votes.values())]
+    top = [value for value, weight in votes.items() if weight == max(votes.values())]
     return (answer in top) / len(top)
 
 

@@ -95,12 +95,17 @@ def test_probes_on_branches_equal_documents_of_their_own(module: Any, tiny: Any)
     cuts = [text.index("\n"), text.index("\n") + 1, len(text)]
     questions = [STEP_PROBE, RESTART_PROBE, RESTART_PROBE]
     chat = (Message("user", problem.question), Message("assistant", text))
-    branched = Document(chat, tuple(Probe(cut, q, 1.0) for cut, q in zip(cuts, questions, strict=True)))
+    instead = ["", "The answer is 7.", ""]
+    probes = tuple(Probe(cut, q, 1.0, new) for cut, q, new in zip(cuts, questions, instead, strict=True))
+    branched = Document(chat, probes)
     short = Document((Message("user", "Hi"), Message("assistant", "a\nb")), (Probe(1, STEP_PROBE, 0.0),))
     together = sampler.yes_probabilities(tiny, encoder, [branched, short])
     assert [len(values) for values in together] == [3, 1]
-    for cut, question, value in zip(cuts, questions, together[0], strict=True):
-        ids = [*sampler.prompt_ids(encoder, problem.question), *encoder.tokenizer.encode(text[:cut]).ids]
+    for cut, question, new, value in zip(cuts, questions, instead, together[0], strict=True):
+        ids = [
+            *sampler.prompt_ids(encoder, problem.question),
+            *encoder.tokenizer.encode(text[:cut] + new).ids,
+        ]
         ids += [data.END, data.USER, *encoder.tokenizer.encode(question).ids, data.END, data.ASSISTANT]
         length = len(ids)
         mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()

@@ -14,7 +14,7 @@ import pytest
 from stratagem.bench.gym import SPLITS, STEP_PROBE, Problem, Split, Step, seeded, skill, skills
 from stratagem.bench.gym.registry import register
 from stratagem.bench.gym.words import Words
-from stratagem.bench.gym.words.corrupt import corrupt
+from stratagem.bench.gym.words.corrupt import corrupt, wrong_steps
 
 WORDS = skill("words")
 EXPRESSION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
@@ -168,19 +168,35 @@ def test_corruptions_are_graded_wrong_from_the_broken_step_on() -> None:
     assert wrong_at >= {0, 1, 2, 3, 4}
 
 
-def test_documents_teach_solutions_and_judge_broken_ones() -> None:
+def test_documents_teach_solutions_and_judge_steps_by_contrast() -> None:
     documents = list(itertools.islice(WORDS.documents(random.Random(1)), 2000))
     judged = [document for document in documents if document.probes]
-    assert 0.05 < len(judged) / len(documents) < 0.5
+    assert 0.2 < len(judged) / len(documents) < 0.7
     for document in documents:
-        assert document.messages[-1].loss != bool(document.probes)
-    for document in judged:
         text = document.messages[-1].content
-        ends = [probe.at for probe in document.probes]
-        assert [text[:end].count("\n") for end in ends] == list(range(text.count("\n") + 1))
-        assert all(end == len(text) or text[end] == "\n" for end in ends)
-        assert {probe.question for probe in document.probes} == {STEP_PROBE}
-    assert {probe.yes for document in judged for probe in document.probes} == {0.0, 1.0}
+        assert document.messages[-1].loss or document.probes
+        for probe in document.probes:
+            assert probe.question == STEP_PROBE
+            assert probe.instead or probe.at == len(text) or text[probe.at] == "\n"
+        if document.messages[-1].loss and document.probes:
+            assert sum(probe.yes for probe in document.probes) == len(document.probes) / 2
+            assert all(bool(probe.instead) == (probe.yes == 0) for probe in document.probes)
+            assert all("\n" not in probe.instead for probe in document.probes)
+
+
+def test_wrong_steps_are_wrong_where_they_stand() -> None:
+    rng = seeded("test wrong steps")
+    kept = total = 0
+    for problem in made("train", 500):
+        lines = problem.solution.split("\n")
+        wrong = wrong_steps(problem, rng)
+        assert len(wrong) == len(lines)
+        for index, line in enumerate(wrong):
+            right = WORDS.grade(problem, "\n".join([*lines[:index], line])).right
+            assert all(right[:-1])
+            total += 1
+            kept += not right[-1]
+    assert kept / total > 0.9
 
 
 def test_the_registry_is_open_and_names_are_unique() -> None:

@@ -69,15 +69,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A yes/no question put after the first `at` characters of the last message, and its answer.
+    """A yes/no question put after the first `at` characters of the last message and `instead`, and its answer.
 
-    It stands for the document `[*messages, cut at `at`, user: question, assistant: yes | no]`: many probes
-    of one solution share its tokens in training. `yes` is the probability of "yes" (1 or 0 for a hard label).
+    It stands for the document `[*messages, the last one cut at `at` and continued by `instead`, user: question,
+    assistant: yes | no]`: many probes of one solution share its tokens in training. `yes` is the probability
+    of "yes" (1 or 0 for a hard label).
     """
 
     at: int
     question: str
     yes: float
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)

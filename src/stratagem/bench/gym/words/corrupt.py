@@ -6,7 +6,9 @@ import random
 import re
 
 from stratagem.bench.gym.base import Problem, answer_line
+from stratagem.bench.gym.words.lexicon import NAMES
 
+_WORD = re.compile(r"\w+")
 _EXPRESSION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
 
@@ -36,6 +38,44 @@ def corrupt(problem: Problem, rng: random.Random) -> str:
             lines[later] = _carried(lines[later], old, value)
     answer = problem.answer if lines[-1] == problem.steps[-1].text else _value(lines[-1])
     return "\n".join([*lines, answer_line(answer)])
+
+
+def wrong_steps(problem: Problem, rng: random.Random) -> list[str]:
+    """For each line of the solution a wrong one that a weak solver might write in its place.
+
+    The lines before it are right, so that only checking the line itself tells it from the right one.
+    """
+    lines = [*(step.text for step in problem.steps), answer_line(problem.answer)]
+    people = [name for name in NAMES if name in set(_WORD.findall(problem.question))]
+    wrong: list[str] = []
+    for index, line in enumerate(lines[:-1]):
+        kind = rng.choice(
+            ("arithmetic", "operand", "operand", "operator", "subject", "subject", "skip", "early")
+        )
+        new: str | None = None
+        if kind == "skip":
+            new = lines[min(index + 1, len(lines) - 2)]
+        elif kind == "early":
+            new = answer_line(_value(lines[index - 1]) if index and rng.random() < 0.7 else problem.answer)
+        elif kind == "subject" and len(people) > 1 and set(people) & set(_WORD.findall(line)):
+            named = next(word for word in _WORD.findall(line) if word in people)
+            new = line.replace(named, rng.choice([name for name in people if name != named]), 1)
+        elif kind == "operand" and index and rng.random() < 0.5:
+            a, op, b, _ = _parts(line)
+            a, b = (
+                (_value(rng.choice(lines[:index])), b)
+                if rng.random() < 0.5
+                else (a, _value(lines[index - 1]))
+            )
+            result = _calculate(a, op, b)
+            new = None if result is None else _write(line, a, op, b, result)
+        else:
+            new = _broken(line, problem.question, kind, rng)
+        wrong.append(new or _broken(line, problem.question, "arithmetic", rng) or line)
+    number = rng.choice(
+        [*(_value(line) for line in lines[:-1]), str(int(problem.answer) + rng.randint(1, 9))]
+    )
+    return [*wrong, answer_line(number)]
 
 
 def _parts(line: str) -> tuple[str, str, str, str]:

@@ -22,7 +22,7 @@ from stratagem.bench.gym.base import (
     seeded,
 )
 from stratagem.bench.gym.registry import register
-from stratagem.bench.gym.words.corrupt import corrupt
+from stratagem.bench.gym.words.corrupt import corrupt, wrong_steps
 from stratagem.bench.gym.words.draft import Draft, Rejected
 from stratagem.bench.gym.words.families import FAMILIES
 
@@ -106,19 +106,37 @@ class Words:
         while True:
             problem = self._draw(rng, "train", "")
             kind = rng.random()
-            if kind < 0.05:
+            if kind < 0.03:
                 yield _document(
                     f"{problem.question}\n{DIRECT_SUFFIX}", answer_line(problem.answer), loss=True
                 )
                 continue
             question = problem.question if rng.random() < 0.55 else f"{problem.question}\n{COT_SUFFIX}"
-            if kind < 0.88:
-                yield _document(question, problem.solution, loss=True)
-            else:
-                text = corrupt(problem, rng) if rng.random() < 0.85 else problem.solution
+            if kind < 0.08:
+                text = corrupt(problem, rng)
                 yield _document(
                     question, text, loss=False, probes=step_probes(self.grade(problem, text), text)
                 )
+            else:
+                probes = self._contrasts(problem, rng) if kind < 0.5 else ()
+                yield _document(question, problem.solution, loss=True, probes=probes)
+
+    def _contrasts(self, problem: Problem, rng: random.Random) -> tuple[Probe, ...]:
+        """At each line two probes: on the right line, and on a wrong one in its place.
+
+        As many "yes" as "no" at each place: the judge cannot do with how often a line of its kind is right.
+        """
+        text = problem.solution
+        probes: list[Probe] = []
+        start = 0
+        for right, wrong in zip(
+            step_probes(self.grade(problem, text), text), wrong_steps(problem, rng), strict=True
+        ):
+            head = text[:start]
+            if not self.grade(problem, head + wrong).right[-1]:
+                probes += [right, Probe(start, STEP_PROBE, 0.0, wrong)]
+            start = right.at + 1
+        return tuple(probes)
 
 
 def _document(question: str, text: str, *, loss: bool, probes: tuple[Probe, ...] = ()) -> Document:

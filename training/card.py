@@ -1,0 +1,108 @@
+"""Write the model card from the reports of evaluate.py.
+
+python training/card.py test.json hard.json --minutes 110 --out backends/embedded/mini/README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+TEXT = """---
+license: apache-2.0
+language: en
+pipeline_tag: text-generation
+---
+# stratagem-mini
+
+A 2.76 M-parameter Llama that solves multi-step word problems in worked steps, says whether a step is right, and
+says whether starting over would do better. It ships with Stratagem so that inference-time strategies can be run, tested
+and measured with a real language model on any machine, without a GPU or a download. Apache-2.0.
+
+**Limits.** It knows only the generated word problems of `stratagem.bench.gym` (seven families, 2-5 steps, integers
+under 1,000). Other questions get text of the same kind, and wrong answers. Its judges are calibrated for its own
+solutions at the temperature below, not for other models' text.
+
+## Architecture
+`LlamaForCausalLM`, hidden 192, 6 layers, 6 query and 2 key/value heads of 32, feed-forward 512, tied embeddings,
+RoPE theta 10,000, 1,024 positions (trained on under 500), float16 weights (5.5 MB). Byte-level BPE of 2,048 tokens:
+any UTF-8 text round-trips, every digit and newline is one token.
+
+## Use
+Chat: `<|user|>question<|end|><|assistant|>`; the template is in `tokenizer_config.json`. A question, or a question
+and "Think step by step.", gets one step a line and "The answer is N."; with "Give only the answer." only the last
+line. Judges, read off the next token after `<|assistant|>`:
+- step: a user turn "Is the last step right? Answer yes or no." after a solution up to the step: P(yes);
+- restart (Manvi et al., 2024, arXiv 2410.02725): a user turn "Would you do better if you started over? Answer yes
+  or no." after a whole or partial solution: s = P(no) / (P(no) + P(yes)).
+
+## Measured
+On problems never seen (question hashes disjoint between splits), temperature {temperature}, {samples} samples each,
+with 95 % bootstrap intervals of the gain over one sample. `hard` has 6-8 steps, more than any in training.
+
+{table}
+
+AUC is over the model's own samples; "within" compares samples of the same problem only, which is what picking the
+best of n needs. Accuracy by family and number of steps, one sample, test: {families}.
+
+## Training
+From scratch by `training/` of this repository, about {minutes} minutes in all on 2 CPU cores that other programs
+used too: supervised on generated problems and on contrasted right and wrong steps; then own samples on fresh
+training problems, each step graded by the generator and each whole sample compared with the others of its problem.
+Commands and reasons: `training/README.md`. Measured by `training/evaluate.py`.
+"""
+
+
+def share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def rows(reports: list[dict[str, Any]]) -> str:
+    """A table with one column per split."""
+    n = reports[0]["samples"]
+    lines = ["| | " + " | ".join(report["split"] for report in reports) + " |"]
+    lines.append("|---|" + "---|" * len(reports))
+
+    def add(name: str, values: list[str]) -> None:
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+
+    add("problems", [str(report["problems"]) for report in reports])
+    for key in ("pass@1", "greedy", "direct", f"pass@{n}"):
+        add(key if key != "direct" else "answer only, greedy", [share(report[key]) for report in reports])
+    gains = [report["majority gain"] for report in reports]
+    values = [report[f"majority@{n}"] for report in reports]
+    add(f"majority@{n}", [f"{v:.3f} ({a:+.3f} to {b:+.3f})" for v, (a, b) in zip(values, gains, strict=True)])
+    for key in reports[0]:
+        if key.startswith("best-of"):
+            scored = [report[key] for report in reports]
+            add(key, [f"{s['accuracy']:.3f} ({s['gain'][0]:+.3f} to {s['gain'][1]:+.3f})" for s in scored])
+            add(
+                f"AUC of {key.split(' by ')[1]}, all / within",
+                [f"{s['auc']:.3f} / {s['auc within a problem']:.3f}" for s in scored],
+            )
+    for judge in ("step judge", "restart judge"):
+        add(
+            f"{judge}: AUC / ECE",
+            [f"{report[judge]['auc']:.3f} / {report[judge]['ece']:.3f}" for report in reports],
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("reports", type=Path, nargs="+")
+    p.add_argument("--minutes", type=int, required=True, help="training time, all stages")
+    p.add_argument("--out", type=Path, required=True)
+    arguments = p.parse_args()
+    loaded = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.reports]
+    families = loaded[0]["by family and steps"]
+    card = TEXT.format(
+        temperature=loaded[0]["temperature"],
+        samples=loaded[0]["samples"],
+        table=rows(loaded),
+        families=", ".join(f"{name} {value:.2f}" for name, value in sorted(families.items())),
+        minutes=arguments.minutes,
+    )
+    arguments.out.write_text(card, encoding="utf-8")
