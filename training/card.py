@@ -18,8 +18,8 @@ pipeline_tag: text-generation
 # stratagem-mini
 
 A 2.76 M-parameter Llama that solves multi-step word problems in worked steps, says whether a step is right, and
-says whether starting over would do better. It ships with Stratagem so that inference-time strategies can be run, tested
-and measured with a real language model on any machine, without a GPU or a download. Apache-2.0.
+says whether starting over would do better. It ships with Stratagem so that inference-time strategies can be run,
+tested and measured with a real language model on any machine, without a GPU or a download. Apache-2.0.
 
 **Limits.** It knows only the generated word problems of `stratagem.bench.gym` (seven families, 2-5 steps, integers
 under 1,000). Other questions get text of the same kind, and wrong answers. Its judges are calibrated for its own

@@ -49,33 +49,37 @@ def wrong_steps(problem: Problem, rng: random.Random) -> list[str]:
     people = [name for name in NAMES if name in set(_WORD.findall(problem.question))]
     wrong: list[str] = []
     for index, line in enumerate(lines[:-1]):
-        kind = rng.choice(
-            ("arithmetic", "operand", "operand", "operator", "subject", "subject", "skip", "early")
-        )
         new: str | None = None
-        if kind == "skip":
-            new = lines[min(index + 1, len(lines) - 2)]
-        elif kind == "early":
-            new = answer_line(_value(lines[index - 1]) if index and rng.random() < 0.7 else problem.answer)
-        elif kind == "subject" and len(people) > 1 and set(people) & set(_WORD.findall(line)):
-            named = next(word for word in _WORD.findall(line) if word in people)
-            new = line.replace(named, rng.choice([name for name in people if name != named]), 1)
-        elif kind == "operand" and index and rng.random() < 0.5:
-            a, op, b, _ = _parts(line)
-            a, b = (
-                (_value(rng.choice(lines[:index])), b)
-                if rng.random() < 0.5
-                else (a, _value(lines[index - 1]))
-            )
-            result = _calculate(a, op, b)
-            new = None if result is None else _write(line, a, op, b, result)
-        else:
-            new = _broken(line, problem.question, kind, rng)
-        wrong.append(new or _broken(line, problem.question, "arithmetic", rng) or line)
-    number = rng.choice(
-        [*(_value(line) for line in lines[:-1]), str(int(problem.answer) + rng.randint(1, 9))]
-    )
+        while new is None or new == line:
+            new = _replacement(lines, index, problem, people, rng)
+        wrong.append(new)
+    others = {_value(line) for line in lines[:-1]} - {problem.answer}
+    number = rng.choice([*sorted(others), str(int(problem.answer) + rng.randint(1, 9))])
     return [*wrong, answer_line(number)]
+
+
+def _replacement(
+    lines: list[str], index: int, problem: Problem, people: list[str], rng: random.Random
+) -> str | None:
+    line = lines[index]
+    kind = rng.choices(("arithmetic", "operand", "operator", "subject", "skip", "early"), (1, 2, 1, 2, 1, 1))[
+        0
+    ]
+    if kind == "skip":
+        return lines[index + 1] if index + 2 < len(lines) else None
+    if kind == "early":
+        return answer_line(_value(lines[index - 1]) if index and rng.random() < 0.7 else problem.answer)
+    if kind == "subject":
+        named = next((word for word in _WORD.findall(line) if word in people), None)
+        others = [name for name in people if name != named]
+        return line.replace(named, rng.choice(others), 1) if named and others else None
+    if kind == "operand" and index and rng.random() < 0.5:
+        a, op, b, _ = _parts(line)
+        other = _value(rng.choice(lines[:index]))
+        a, b = (other, b) if rng.random() < 0.5 else (a, other)
+        result = _calculate(a, op, b)
+        return None if result is None else _write(line, a, op, b, result)
+    return _broken(line, problem.question, kind, rng)
 
 
 def _parts(line: str) -> tuple[str, str, str, str]:

@@ -415,12 +415,12 @@ def places(draft: Draft, steps: int, distractors: int) -> tuple[Quantity, str]:
 
 
 FAMILIES: dict[str, tuple[Family, float]] = {
-    "relations": (relations, 0.22),
+    "relations": (relations, 0.18),
     "ages": (ages, 0.08),
-    "story": (story, 0.22),
+    "story": (story, 0.24),
     "shopping": (shopping, 0.2),
     "production": (production, 0.1),
     "travel": (travel, 0.08),
-    "places": (places, 0.1),
+    "places": (places, 0.12),
 }
 """Each family with its share of the problems."""
