@@ -39,6 +39,9 @@ _MARK = "stratagem"  # in the metadata of our checkpoints: the same database may
 _NODE = "strategy"
 
 
+_RUNNING: set[tuple[object, str]] = set()  # store and run: every runner of this process knows them
+
+
 class _Spec(BaseModel):
     """All that decides the answer of a run."""
 
@@ -106,7 +109,6 @@ class Runner:
     def __init__(self, store: str | Path | None = None, *, patience: float = 30.0) -> None:
         self._where = store
         self._patience = patience
-        self._running: set[str] = set()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -221,7 +223,8 @@ class Runner:
     ) -> Answer:
         if kept.answer is not None:
             return kept.answer
-        if run_id in self._running:
+        running = (self.store.name if self._where is not None else id(self), run_id)
+        if running in _RUNNING:
             raise ConfigurationError(
                 f"Run {run_id!r} is running now.", remedy="Wait for it, or name another."
             )
@@ -233,7 +236,7 @@ class Runner:
             "metadata": {_MARK: True},
             "run_name": run_id,
         }
-        self._running.add(run_id)
+        _RUNNING.add(running)
         clock = asyncio.get_running_loop().time
         started = clock()
         try:
@@ -246,7 +249,7 @@ class Runner:
                 await self._note(config, kept.spec, kept.seconds + clock() - started)
             raise
         finally:
-            self._running.discard(run_id)
+            _RUNNING.discard(running)
         return Answer.model_validate(values["answer"])
 
     async def _note(self, config: RunnableConfig, spec: _Spec, seconds: float) -> None:

@@ -54,6 +54,9 @@ class All(_Composite):
     def _score(self, spoken: Sequence[tuple[int, float]]) -> float:
         return min(score for _, score in spoken)
 
+    def equivalent(self, a: str, b: str) -> bool:
+        return all(part.equivalent(a, b) for part in self.parts)
+
 
 class AnyOf(_Composite):
     """The greatest of the parts' scores: one must hold. Written ``a | b``."""

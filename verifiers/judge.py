@@ -47,7 +47,7 @@ class Judge(Verifier):
         messages = (*prompt, Message("assistant", candidate.text), Message("user", question))
         sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
         [reply] = await run.sample(messages, sampling=sampling, role=JUDGE)
-        numbers = _NUMBER.findall(reply.text)
+        numbers = _NUMBER.findall(re.sub(rf"(/|\bout of)\s*{self.scale}\b", "", reply.text))
         if not numbers or float(numbers[-1]) > self.scale:
             return Verdict(None, f"no grade from 0 to {self.scale} in {reply.text[:80]!r}")
         return Verdict(float(numbers[-1]) / self.scale, reply.text)

@@ -296,4 +296,58 @@ def test_an_impossible_budget_is_named(text: str, said: str) -> None:
 
 def test_budgets_are_read() -> None:
     assert Budget.parse("tokens=20000, seconds=1.5") == Budget(tokens=20000, seconds=1.5)
-    assert Budget.parse("") == Budget()
+    for text, named in (("", "''"), ("tokens=5,tokens=6", "twice")):
+        with pytest.raises(ConfigurationError, match=named):
+            Budget.parse(text)
+
+
+def test_nobody_is_passed_by_who_needs_the_same_ledger() -> None:
+    async def main() -> None:
+        ledger = Ledger(Budget(tokens=100))
+        first = await ledger.reserve(Amount(60))
+        order: list[int] = []
+
+        async def later(tokens: int) -> None:
+            reservation = await ledger.reserve(Amount(tokens))
+            order.append(tokens)
+            reservation.settle(Usage())
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(later(61))
+            for tokens in (10, 20, 30):  # they would fit beside the first
+                group.create_task(later(tokens))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert order == []
+            first.settle(Usage())
+        assert order == [61, 10, 20, 30]
+        assert ledger.idle
+
+    asyncio.run(main())
+
+
+def test_who_waits_for_another_ledger_holds_up_nobody() -> None:
+    async def main() -> None:
+        ledger = Ledger(Budget(tokens=1000))
+        small = ledger.child(Budget(tokens=50))
+        held = await small.reserve(Amount(40))
+        waiting = asyncio.create_task(small.reserve(Amount(45)))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            (await ledger.reserve(Amount(500))).settle(Usage())
+        held.settle(Usage())
+        (await waiting).settle(Usage())
+        assert ledger.idle
+
+    asyncio.run(main())
+
+
+def test_a_resend_that_does_not_fit_is_a_refusal() -> None:
+    async def main() -> None:
+        ledger = Ledger(Budget(tokens=100))
+        reservation = await ledger.reserve(Amount(60))
+        assert not reservation.extend(Amount(60))
+        assert ledger.refused
+        reservation.settle(Usage())
+
+    asyncio.run(main())

@@ -383,3 +383,31 @@ def test_the_trace_says_how_a_run_ended() -> None:
         assert (await task).stopped == "cancelled"
 
     run(main())
+
+
+def test_scores_of_long_choices_do_not_underflow() -> None:
+    sure, unsure = "a" + "x" * 40, "a" + "y" * 45
+    rows = {"": {"a": 1.0}} | {
+        "a" + letter * k: {letter: 1e-9, "z": 1 - 1e-9} if k else {"x": 1e-9, "y": 1e-9, "z": 1 - 2e-9}
+        for letter in "xy"
+        for k in range(46)
+    }
+
+    async def main() -> None:
+        chosen = await of(ToyModel(rows)).choose("Which?", (sure, unsure))
+        assert chosen[sure] == pytest.approx(1.0)
+
+    run(main())
+
+
+def test_a_listener_that_raises_leaves_no_reservation() -> None:
+    def full(_: object) -> None:
+        raise OSError("the disk is full")
+
+    async def main() -> None:
+        mine = of(ToyModel(), Budget(tokens=1000), trace=Trace(listeners=[full]))
+        with pytest.raises(OSError, match="full"):
+            await mine.sample(TASK, sampling=SHORT)
+        assert mine.ledger.idle
+
+    run(main())

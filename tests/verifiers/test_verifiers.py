@@ -161,3 +161,13 @@ def test_math_without_a_reference_checks_the_written_arithmetic() -> None:
     [verdict] = verdicts(sg.Math(), [slip])
     assert verdict.reason == "wrong: 2 * 19 = 39"
     assert scores(sg.Math(), ["9**9**9 = 1 " * 1000]) == [0.0]
+
+
+def test_a_grade_out_of_the_scale_is_read_as_the_grade() -> None:
+    for reply in ("Grade: 2/10", "I give it 2 out of 10.", "2 / 10"):
+        assert scores(sg.Judge(mode="grade"), ["x"], ToyModel({"": {reply: 1.0}})) == [0.2]
+
+
+def test_equality_of_composites() -> None:
+    assert not (sg.Exact() & sg.Math()).equivalent("0.5", "1/2")
+    assert (sg.Exact() | sg.Math()).equivalent("0.5", "1/2")

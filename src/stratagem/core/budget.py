@@ -37,11 +37,14 @@ class Budget(BaseModel):
     def parse(cls, text: str) -> Self:
         """From ``"tokens=20000,seconds=30"``."""
         names = ", ".join(cls.model_fields)
-        parts = (part.partition("=") for part in text.replace(" ", "").split(",") if part)
-        pairs = {key: value for key, _, value in parts}
-        for key in pairs:
+        pairs: dict[str, str] = {}
+        for part in text.replace(" ", "").split(","):
+            key, _, value = part.partition("=")
             if key not in cls.model_fields:
                 raise ConfigurationError(f"Unknown budget key {key!r}.", remedy=f"Use some of: {names}.")
+            if key in pairs:
+                raise ConfigurationError(f"The budget names {key!r} twice.", remedy="Name it once.")
+            pairs[key] = value
         try:
             return cls.model_validate(pairs)
         except ValidationError as error:
@@ -95,6 +98,7 @@ class Reservation:
     def extend(self, amount: Amount) -> bool:
         """Hold ``amount`` more, if it fits now."""
         if not self.ledger._fits(amount):
+            self.ledger._refuse(amount)
             return False
         self.ledger._hold(amount)
         self.amount = self.amount + amount
@@ -202,11 +206,13 @@ class Ledger:
         """
         if self.time_is_up:
             raise self.refuse_time()
-        if not self._fits(amount):
-            if _holding.get() or not self._fits(amount, reserved=False):
-                raise self._refuse(amount)
+        fits = self._fits(amount)
+        if not fits and (_holding.get() or not self._fits(amount, reserved=False)):
+            raise self._refuse(amount)
+        if not fits or (self._waiters and not _holding.get()):
             waiter = _Waiter(self, amount)
             self._waiters.append(waiter)
+            self._serve()
             try:
                 await waiter.future
             except asyncio.CancelledError:
@@ -227,16 +233,28 @@ class Ledger:
         for ledger in self._chain():
             ledger.reserved = ledger.reserved - hold
             ledger.spent = ledger.spent + usage
+        self._serve()
+
+    def _serve(self) -> None:
+        """Give those who wait what they wait for, in order: nobody is passed by who needs the same ledger."""
+        taken: set[Ledger] = set()  # where somebody earlier waits
         for waiter in tuple(self._waiters):
+            ledger, amount = waiter.ledger, waiter.amount
+            tight = [at for at in ledger._chain() if not at._fits_here(amount, reserved=True)]
             if waiter.future.done():
                 self._waiters.remove(waiter)
-            elif waiter.ledger._fits(waiter.amount):
+            elif not ledger._fits(amount, reserved=False):
                 self._waiters.remove(waiter)
-                waiter.ledger._hold(waiter.amount)
+                waiter.future.set_exception(ledger._refuse(amount))
+            elif tight or not taken.isdisjoint(ledger._chain()):
+                taken.update(tight or ledger._limited())
+            else:
+                self._waiters.remove(waiter)
+                ledger._hold(amount)
                 waiter.future.set_result(None)
-            elif not waiter.ledger._fits(waiter.amount, reserved=False):
-                self._waiters.remove(waiter)
-                waiter.future.set_exception(waiter.ledger._refuse(waiter.amount))
+
+    def _limited(self) -> Iterator[Ledger]:
+        return (ledger for ledger in self._chain() if ledger.budget != Budget())
 
     def refuse_time(self) -> BudgetExhausted:
         """The error for a deadline that has passed; marks the ledgers whose it is."""

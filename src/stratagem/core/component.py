@@ -153,10 +153,14 @@ def _read(path: Path) -> Any:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
+        except RecursionError:
+            raise ConfigurationError(f"{path} is nested too deeply.") from None
     import yaml
 
     try:
         return yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigurationError(f"{path} is nested too deeply.") from None
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]

@@ -235,8 +235,10 @@ class Run:
                         mass[begun[0]] += math.exp(logprob)
         if not sum(mass.values()) and caps.prompt_logprobs:
             scoring = await self.score(prompt, choices, role=role)
-            for choice, tokens in zip(choices, scoring.scores, strict=True):
-                mass[choice] = math.exp(sum(t.logprob for t in tokens))
+            logs = [math.fsum(t.logprob for t in tokens) for tokens in scoring.scores]
+            peak = max(logs)  # the scores of long choices would underflow
+            if peak > -math.inf:
+                mass = {c: math.exp(log - peak) for c, log in zip(choices, logs, strict=True)}
         total = sum(mass.values())
         return {c: p / total if total else 1 / len(mass) for c, p in mass.items()}
 
@@ -360,9 +362,9 @@ class Run:
     def _call(self, operation: str, role: str, n: int, reservation: Reservation) -> Iterator[_Call]:
         amount = reservation.amount
         call = _Call(self.trace.next_call(), Meter(again=lambda: reservation.extend(amount)))
-        self.trace.append(CallStarted(call.number, operation, role, n))
         started, error = time.monotonic(), ""
         try:
+            self.trace.append(CallStarted(call.number, operation, role, n))
             with tracing(self.trace):
                 yield call
         except BaseException as raised:
@@ -370,7 +372,7 @@ class Run:
             raise
         finally:
             usage = call.meter.usage
-            reservation.settle(usage)
+            reservation.settle(usage)  # first: a listener may raise
             self.trace.append(
                 CallFinished(call.number, usage, time.monotonic() - started, call.replayed, error)
             )

@@ -171,7 +171,10 @@ class JsonLines:
             raise StoreError(f"Cannot write the trace {path}: {error.strerror}.") from error
 
     def __call__(self, record: Record) -> None:
-        self._file.write(record.json() + "\n")
+        try:
+            self._file.write(record.json() + "\n")
+        except OSError as error:
+            raise StoreError(f"Cannot write the trace {self._file.name}: {error.strerror}.") from error
 
     def close(self) -> None:
         """Write out what is buffered and close the file."""
