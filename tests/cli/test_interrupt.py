@@ -56,8 +56,8 @@ def test_solve_prints_the_best_so_far_and_stops_the_engine(start: Start, tmp_pat
             lines = trace.read_text()
             assert lines.endswith("\n")
             events = [json.loads(line) for line in lines.splitlines()]
-            assert events[-1]["type"] == "call_finished"
-            assert events[-1]["error"] == "CancelledError"
+            assert (events[-1]["type"], events[-1]["stopped"]) == ("run_finished", "cancelled")
+            assert (events[-2]["type"], events[-2]["error"]) == ("call_finished", "CancelledError")
 
     asyncio.run(main())
 
