@@ -9,12 +9,10 @@ from pydantic import Field
 
 from stratagem.core.backend import Message
 from stratagem.core.component import parameter
+from stratagem.core.prompts import STEP_BY_STEP
 from stratagem.core.protocols import Strategy
 from stratagem.core.run import Sampling
 from stratagem.core.task import Task
-
-STEP_BY_STEP = "Think step by step."
-ANSWER_ONLY = "Give only the answer."
 
 
 class Sampler(Strategy):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from stratagem.core.component import parameter
+from stratagem.core.prompts import ANSWER_ONLY
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
-from stratagem.strategies._sampler import ANSWER_ONLY, Sampler
+from stratagem.strategies._sampler import Sampler
 
 
 class Direct(Sampler):

@@ -35,8 +35,8 @@ def test_a_run_that_failed_goes_on_and_pays_for_no_finished_call_again(store: st
         calls = whole.books.usage.calls
 
         model = ToyModel()
+        llm = Failing(model, at={calls})  # the last call fails
         with pytest.raises(sg.BackendError):
-            llm = Failing(model, at={calls})  # the last call fails
             await sg.solve("Which?", STRATEGY, llm=llm, store=store, run_id=run_id, seed=3)
         before = model.books.usage.calls
         assert before >= calls - 1

@@ -20,17 +20,8 @@ from rounds import restart_targets, step_ends
 from sampler import sample, yes_probabilities
 from train import load_model
 
-from stratagem.bench.gym import (
-    COT_SUFFIX,
-    DIRECT_SUFFIX,
-    RESTART_PROBE,
-    STEP_PROBE,
-    Document,
-    Grade,
-    Message,
-    Probe,
-    skill,
-)
+from stratagem.bench.gym import Document, Grade, Message, Probe, skill
+from stratagem.core.prompts import ANSWER_ONLY, RESTART_QUESTION, STEP_BY_STEP, STEP_QUESTION
 
 Scorer = Callable[[Sequence[float], float], float]
 SCORERS: dict[str, Scorer] = {
@@ -88,12 +79,12 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
         for index in range(arguments.first, arguments.first + arguments.problems)
     ]
     n = arguments.samples
-    questions = [f"{problem.question}\n{COT_SUFFIX}" for problem in problems]
+    questions = [f"{problem.question}\n{STEP_BY_STEP}" for problem in problems]
     texts = sample(model, encoder, questions, n, arguments.temperature, 7, arguments.rows)
     grades = [[task.grade(p, text) for text in group] for p, group in zip(problems, texts, strict=True)]
     greedy = sample(model, encoder, questions, 1, 1e-4, 7, arguments.rows)
     direct = sample(
-        model, encoder, [f"{p.question}\n{DIRECT_SUFFIX}" for p in problems], 1, 1e-4, 7, arguments.rows
+        model, encoder, [f"{p.question}\n{ANSWER_ONLY}" for p in problems], 1, 1e-4, 7, arguments.rows
     )
     documents = [
         _probed(problem.question, text, grade)
@@ -162,7 +153,7 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
 
 def _probed(question: str, text: str, grade: Grade) -> Document:
     ends = step_ends(text, grade.lines)
-    probes = [*(Probe(end, STEP_PROBE, 1.0) for end in ends), Probe(len(text), RESTART_PROBE, 0.0)]
+    probes = [*(Probe(end, STEP_QUESTION, 1.0) for end in ends), Probe(len(text), RESTART_QUESTION, 0.0)]
     return Document((Message("user", question), Message("assistant", text)), tuple(probes))
 
 

@@ -22,24 +22,13 @@ from data import Encoder
 from sampler import sample
 from train import load_model
 
-from stratagem.bench.gym import (
-    COT_SUFFIX,
-    RESTART_PROBE,
-    STEP_PROBE,
-    Document,
-    Grade,
-    Message,
-    Probe,
-    Problem,
-    Split,
-    seeded,
-    skills,
-)
+from stratagem.bench.gym import Document, Grade, Message, Probe, Problem, Split, seeded, skills
+from stratagem.core.prompts import RESTART_QUESTION, STEP_BY_STEP, STEP_QUESTION
 
 
 def asked(problem: Problem, rng: random.Random) -> str:
     """The question, with or without the suffix that asks for steps."""
-    return problem.question if rng.random() < 0.5 else f"{problem.question}\n{COT_SUFFIX}"
+    return problem.question if rng.random() < 0.5 else f"{problem.question}\n{STEP_BY_STEP}"
 
 
 def step_ends(text: str, lines: Iterable[str]) -> list[int]:
@@ -60,12 +49,12 @@ def restart_targets(rewards: Sequence[bool]) -> list[float]:
 def document(question: str, text: str, grade: Grade, better: float, rng: random.Random) -> Document:
     """The solution with a step judge after each line and restart probes: at the end, at a line's end, anywhere."""
     ends = step_ends(text, grade.lines)
-    probes = [Probe(end, STEP_PROBE, float(right)) for end, right in zip(ends, grade.right, strict=True)]
+    probes = [Probe(end, STEP_QUESTION, float(right)) for end, right in zip(ends, grade.right, strict=True)]
     cuts = {len(text), rng.randrange(len(text)) if text else 0}
     if len(ends) > 1:
         end = rng.choice(ends[:-1])
         cuts.add(end + (rng.random() < 0.5))
-    probes += [Probe(cut, RESTART_PROBE, better) for cut in sorted(cuts)]
+    probes += [Probe(cut, RESTART_QUESTION, better) for cut in sorted(cuts)]
     return Document((Message("user", question), Message("assistant", text)), tuple(probes))
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from stratagem.bench.gym import RESTART_PROBE, STEP_PROBE, seeded, skills
+from stratagem.bench.gym import seeded, skills
+from stratagem.core.prompts import RESTART_QUESTION, STEP_QUESTION
 
 SPECIAL = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 VOCABULARY = 2048
@@ -51,7 +52,7 @@ def gym_text(documents: int) -> Iterator[str]:
     for name, skill in skills().items():
         for document in itertools.islice(skill.documents(seeded("tokenizer", name)), documents):
             yield from (message.content for message in document.messages)
-        yield from [STEP_PROBE, RESTART_PROBE, "yes", "no"] * (documents // 4)
+        yield from [STEP_QUESTION, RESTART_QUESTION, "yes", "no"] * (documents // 4)
 
 
 def library_text() -> Iterator[str]:

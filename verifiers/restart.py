@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from stratagem.core.component import parameter
+from stratagem.core.prompts import RESTART_QUESTION
 from stratagem.core.protocols import Verdict, Verifier
 from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 from stratagem.verifiers._asking import probability
-
-RESTART_QUESTION = "Would you do better if you started over? Answer yes or no."
 
 
 class Restart(Verifier):

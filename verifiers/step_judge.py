@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from stratagem.core.component import parameter
+from stratagem.core.prompts import STEP_QUESTION
 from stratagem.core.protocols import Verdict, Verifier
 from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 from stratagem.verifiers._asking import probability
-
-STEP_QUESTION = "Is the last step right? Answer yes or no."
 
 
 class StepJudge(Verifier):

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from stratagem.bench.gym import RESTART_PROBE, STEP_PROBE, skill
+from stratagem.bench.gym import skill
 from stratagem.bench.gym.words.corrupt import corrupt
+from stratagem.core.prompts import RESTART_QUESTION, STEP_QUESTION
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -81,7 +82,7 @@ def test_its_step_judge_tells_right_from_broken_steps(mini: tuple[Any, Any]) -> 
             chat = [
                 {"role": "user", "content": problem.question},
                 {"role": "assistant", "content": "\n".join(lines)},
-                {"role": "user", "content": STEP_PROBE},
+                {"role": "user", "content": STEP_QUESTION},
             ]
             logits = _next(mini, chat)
             scores.append(float(torch.softmax(logits[[yes, no]], 0)[0]))
@@ -97,6 +98,6 @@ def test_its_restart_token_is_yes_or_no(mini: tuple[Any, Any]) -> None:
         chat = [
             {"role": "user", "content": problem.question},
             {"role": "assistant", "content": text},
-            {"role": "user", "content": RESTART_PROBE},
+            {"role": "user", "content": RESTART_QUESTION},
         ]
         assert int(_next(mini, chat).argmax()) in answers

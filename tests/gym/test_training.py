@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from stratagem.bench.gym import RESTART_PROBE, STEP_PROBE, Document, Message, Probe, skill
+from stratagem.bench.gym import Document, Message, Probe, skill
+from stratagem.core.prompts import RESTART_QUESTION, STEP_QUESTION
 
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,12 +94,12 @@ def test_probes_on_branches_equal_documents_of_their_own(module: Any, tiny: Any)
     problem = skill("words").problem("test", 3)
     text = problem.solution
     cuts = [text.index("\n"), text.index("\n") + 1, len(text)]
-    questions = [STEP_PROBE, RESTART_PROBE, RESTART_PROBE]
+    questions = [STEP_QUESTION, RESTART_QUESTION, RESTART_QUESTION]
     chat = (Message("user", problem.question), Message("assistant", text))
     instead = ["", "The answer is 7.", ""]
     probes = tuple(Probe(cut, q, 1.0, new) for cut, q, new in zip(cuts, questions, instead, strict=True))
     branched = Document(chat, probes)
-    short = Document((Message("user", "Hi"), Message("assistant", "a\nb")), (Probe(1, STEP_PROBE, 0.0),))
+    short = Document((Message("user", "Hi"), Message("assistant", "a\nb")), (Probe(1, STEP_QUESTION, 0.0),))
     together = sampler.yes_probabilities(tiny, encoder, [branched, short])
     assert [len(values) for values in together] == [3, 1]
     for cut, question, new, value in zip(cuts, questions, instead, together[0], strict=True):
@@ -153,8 +154,8 @@ def test_labels_of_a_round(module: Any, tmp_path: Path) -> None:
     lines = problem.solution.split("\n")
     text = "\n".join([*lines[:-1], "The answer is 0."])
     made = rounds.document(problem.question, text, task.grade(problem, text), 0.25, random.Random(0))
-    steps = [probe for probe in made.probes if probe.question == STEP_PROBE]
-    restarts = [probe for probe in made.probes if probe.question == RESTART_PROBE]
+    steps = [probe for probe in made.probes if probe.question == STEP_QUESTION]
+    restarts = [probe for probe in made.probes if probe.question == RESTART_QUESTION]
     assert [text[: probe.at].split("\n")[-1] for probe in steps] == text.split("\n")
     assert [probe.yes for probe in steps] == [1.0] * (len(lines) - 1) + [0.0]
     assert restarts[-1].at == len(text)

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import pytest
 
-from stratagem.bench.gym import SPLITS, STEP_PROBE, Problem, Split, Step, seeded, skill, skills
+from stratagem.bench.gym import SPLITS, Problem, Split, Step, seeded, skill, skills
 from stratagem.bench.gym.registry import register
 from stratagem.bench.gym.words import Words
 from stratagem.bench.gym.words.corrupt import corrupt, wrong_steps
+from stratagem.core.prompts import STEP_QUESTION
 
 WORDS = skill("words")
 EXPRESSION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
@@ -176,7 +177,7 @@ def test_documents_teach_solutions_and_judge_steps_by_contrast() -> None:
         text = document.messages[-1].content
         assert document.messages[-1].loss or document.probes
         for probe in document.probes:
-            assert probe.question == STEP_PROBE
+            assert probe.question == STEP_QUESTION
             assert probe.instead or probe.at == len(text) or text[probe.at] == "\n"
         if document.messages[-1].loss and document.probes:
             assert sum(probe.yes for probe in document.probes) == len(document.probes) / 2

@@ -1,11 +1,7 @@
 """The gym: skills whose problems are generated and checked by program, to train and to measure on."""
 
 from stratagem.bench.gym.base import (
-    COT_SUFFIX,
-    DIRECT_SUFFIX,
-    RESTART_PROBE,
     SPLITS,
-    STEP_PROBE,
     Document,
     Grade,
     Message,
@@ -20,11 +16,7 @@ from stratagem.bench.gym.base import (
 from stratagem.bench.gym.registry import register, skill, skills
 
 __all__ = [
-    "COT_SUFFIX",
-    "DIRECT_SUFFIX",
-    "RESTART_PROBE",
     "SPLITS",
-    "STEP_PROBE",
     "Document",
     "Grade",
     "Message",

@@ -11,11 +11,6 @@ from typing import Literal, Protocol, runtime_checkable
 Split = Literal["train", "dev", "test", "hard"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test", "hard")
 
-COT_SUFFIX = "Think step by step."
-DIRECT_SUFFIX = "Give only the answer."
-STEP_PROBE = "Is the last step right? Answer yes or no."
-RESTART_PROBE = "Would you do better if you started over? Answer yes or no."
-
 
 @dataclass(frozen=True, slots=True)
 class Step:

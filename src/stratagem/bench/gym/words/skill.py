@@ -8,9 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from stratagem.bench.gym.base import (
-    COT_SUFFIX,
-    DIRECT_SUFFIX,
-    STEP_PROBE,
     Document,
     Grade,
     Message,
@@ -25,6 +22,7 @@ from stratagem.bench.gym.registry import register
 from stratagem.bench.gym.words.corrupt import corrupt, wrong_steps
 from stratagem.bench.gym.words.draft import Draft, Rejected
 from stratagem.bench.gym.words.families import FAMILIES
+from stratagem.core.prompts import ANSWER_ONLY, STEP_BY_STEP, STEP_QUESTION
 
 _ANSWER = re.compile(r"The answer is (-?\d+)\.")
 _EXPRESSION = re.compile(r"(\d+) ([+*]) (\d+) = ")
@@ -107,11 +105,9 @@ class Words:
             problem = self._draw(rng, "train", "")
             kind = rng.random()
             if kind < 0.03:
-                yield _document(
-                    f"{problem.question}\n{DIRECT_SUFFIX}", answer_line(problem.answer), loss=True
-                )
+                yield _document(f"{problem.question}\n{ANSWER_ONLY}", answer_line(problem.answer), loss=True)
                 continue
-            question = problem.question if rng.random() < 0.55 else f"{problem.question}\n{COT_SUFFIX}"
+            question = problem.question if rng.random() < 0.55 else f"{problem.question}\n{STEP_BY_STEP}"
             if kind < 0.08:
                 text = corrupt(problem, rng)
                 yield _document(
@@ -134,7 +130,7 @@ class Words:
         ):
             head = text[:start]
             if not self.grade(problem, head + wrong).right[-1]:
-                probes += [right, Probe(start, STEP_PROBE, 0.0, wrong)]
+                probes += [right, Probe(start, STEP_QUESTION, 0.0, wrong)]
             start = right.at + 1
         return tuple(probes)
 
@@ -149,5 +145,5 @@ def step_probes(grade: Grade, text: str) -> tuple[Probe, ...]:
     start = 0
     for line, right in zip(grade.lines, grade.right, strict=True):
         start = text.index(line, start) + len(line)
-        probes.append(Probe(start, STEP_PROBE, float(right)))
+        probes.append(Probe(start, STEP_QUESTION, float(right)))
     return tuple(probes)
