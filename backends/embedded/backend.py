@@ -117,6 +117,7 @@ class EmbeddedBackend:
                 remedy="Give a folder in the Hugging Face layout, or none for the shipped model.",
             )
         self._model = "stratagem-mini" if self.folder == MINI.resolve() else self.folder.name
+        self._opening = threading.Lock()
         self._shared: _Shared | None = None
         self._release: weakref.finalize[..., EmbeddedBackend] | None = None
         self._digest = cache(partial(_digest, self.folder))
@@ -186,23 +187,28 @@ class EmbeddedBackend:
 
     async def aclose(self) -> None:
         """Let go of the engine; its last user ends the thread."""
-        release, self._release, self._shared = self._release, None, None
-        if release is not None:
-            await asyncio.to_thread(release)
+        await asyncio.to_thread(self._let_go)
 
     async def _opened(self) -> _Shared:
-        if self._shared is None:
-            shared = await asyncio.to_thread(self._acquire)
-            if self._shared is None:
-                self._shared = shared
-                self._release = weakref.finalize(self, shared.release)
-            else:  # another task of this backend was first
-                shared.release()
-        return self._shared
+        if self._shared is not None:
+            return self._shared
+        return await asyncio.to_thread(self._acquire)
 
     def _acquire(self) -> _Shared:
+        # Entered here, and not by who waits for the thread: a waiter that is cancelled would leave no owner.
         self._digest()
-        return _Shared.acquire(self.folder)
+        with self._opening:
+            shared = self._shared
+            if shared is None:
+                shared = self._shared = _Shared.acquire(self.folder)
+                self._release = weakref.finalize(self, shared.release)
+            return shared
+
+    def _let_go(self) -> None:
+        with self._opening:
+            release, self._release, self._shared = self._release, None, None
+        if release is not None:
+            release()
 
     async def _submit(self, shared: _Shared, request: Request, want: Want) -> Handle:
         engine = shared.engine

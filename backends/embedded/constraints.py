@@ -81,8 +81,14 @@ class Cursor:
         self._bits = np.zeros((1, words), np.int32)
 
     def mask(self) -> NDArray[np.bool_]:
-        """Tokens that may come next; the end token where the text may end."""
+        """Tokens that may come next; the end token where the text may end.
+
+        Raises:
+            RuntimeError: the grammar grew beyond the parser's limits.
+        """
         fill_next_token_bitmask(self._matcher, self._bits)
+        if self._matcher.is_error():
+            raise RuntimeError(f"constraint: {self._matcher.get_error()}")
         return np.unpackbits(self._bits.view(np.uint8)[0], bitorder="little").astype(np.bool_)
 
     def advance(self, token: int) -> bool:

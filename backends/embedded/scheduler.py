@@ -234,11 +234,23 @@ class Scheduler:
 
     def _decide(self, ready: list[tuple[_Sequence, Row]]) -> None:
         """Draw the next token of each sequence and see whether it ends."""
-        logits = np.stack([row for _, row in ready])
-        sequences = [s for s, _ in ready]
+        masks: list[NDArray[np.bool_] | None] = []
+        well: list[tuple[_Sequence, Row]] = []
+        for sequence, logit_row in ready:
+            if sequence.job not in self._jobs:  # a sibling's grammar broke
+                continue
+            try:
+                masks.append(sequence.cursor.mask() if sequence.cursor else None)
+            except (RuntimeError, ValueError) as error:  # llguidance raises the latter
+                self.fail(error, sequence.job)
+            else:
+                well.append((sequence, logit_row))
+        if not well:
+            return
+        logits = np.stack([row for _, row in well])
+        sequences = [s for s, _ in well]
         samplings = [s.job.sampling for s in sequences]
         generators = [s.generator for s in sequences if s.generator]
-        masks = [s.cursor.mask() if s.cursor else None for s in sequences]
         tokens = draw(logits, samplings, generators, masks)
         noted = [i for i, s in enumerate(samplings) if s.logprobs is not None]
         rows = dict(zip(noted, log_softmax(logits[noted]), strict=True)) if noted else {}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from stratagem.core.errors import ConfigurationError, UnsupportedError
+from stratagem.core.errors import ConfigurationError, RejectedError, UnsupportedError
 
 SPECIAL = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 ROLES = ("system", "user", "assistant")
@@ -67,8 +67,15 @@ class Tokenizer:
                 self.bytes[number] = bytes(alphabet[c] for c in token)
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of plain text; what looks like a special token is text too."""
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+        """Tokens of plain text; what looks like a special token is text too.
+
+        Raises:
+            RejectedError: the text has a lone surrogate.
+        """
+        try:
+            return list(self._plain.encode(text, add_special_tokens=False).ids)
+        except TypeError as error:
+            raise RejectedError("The text has a lone surrogate, which is no character.") from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens; special tokens have none, bytes that are not UTF-8 become U+FFFD."""

@@ -3,13 +3,16 @@
 import asyncio
 import gc
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stratagem.backends.embedded.backend import MINI, EmbeddedBackend
+from stratagem.backends.embedded.engine import Engine
 from stratagem.core.backend import Backend, Constraint, Message, Request, ScoreRequest, Stream
 from stratagem.core.errors import (
     BackendError,
@@ -213,6 +216,33 @@ def test_backends_share_one_engine_across_loops_and_let_it_go(folder: Path) -> N
     asyncio.run(third.aclose())
 
 
+def test_a_load_that_is_cancelled_leaves_no_engine_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    build = Engine.__init__
+
+    def slow(*arguments: Any) -> None:
+        reading.set()
+        assert go_on.wait(60)
+        build(*arguments)
+
+    monkeypatch.setattr(Engine, "__init__", slow)
+
+    async def main() -> None:
+        backend = EmbeddedBackend(folder)
+        task = asyncio.create_task(backend.capabilities())
+        await asyncio.to_thread(reading.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        asyncio.get_running_loop().call_later(0.01, go_on.set)
+        await backend.aclose()
+        assert [t for t in threading.enumerate() if t.name == "stratagem-engine"] == []
+
+    asyncio.run(main())
+
+
 def test_closing_ends_the_requests_under_way_with_an_error_and_their_cost(folder: Path) -> None:
     async def main() -> None:
         backend, meter = EmbeddedBackend(folder), Meter()
@@ -262,6 +292,7 @@ def test_bad_requests_are_refused_by_type(folder: Path) -> None:
                 (Request(ASK, constraint=Constraint("regex", "([")), UnsupportedError),
                 (Request(ASK, constraint=Constraint("choice", "not json")), RejectedError),
                 (Request((Message("tool", "x"),)), UnsupportedError),
+                (Request((Message("user", "\ud800"),)), RejectedError),
             ):
                 meter = Meter()
                 with pytest.raises(error):
@@ -272,6 +303,10 @@ def test_bad_requests_are_refused_by_type(folder: Path) -> None:
                 assert meter.usage == Usage()
             with pytest.raises(ContextLengthError):
                 await backend.score(ScoreRequest(long, ("yes",)))
+            with pytest.raises(RejectedError, match="surrogate"):
+                await backend.score(ScoreRequest(ASK, ("\ud800",)))
+            with pytest.raises(RejectedError, match="surrogate"):
+                await backend.count_tokens((Message("user", "\ud800"),))
             assert_idle(backend)
 
     asyncio.run(main())
