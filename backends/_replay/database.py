@@ -37,7 +37,8 @@ class Database(ABC):
 
     async def put(self, scope: str, rows: Mapping[str, str]) -> None:
         """Writes all rows or none; they outlive this process. Raises StoreError."""
-        await self._run(lambda db: self._put(db, scope, rows))
+        # A caller that is cancelled does not take back what is paid for and waits for its turn to be written.
+        await asyncio.shield(self._run(lambda db: self._put(db, scope, rows)))
 
     async def aclose(self) -> None:
         """Closes the connection and ends the thread."""
@@ -46,10 +47,10 @@ class Database(ABC):
             await asyncio.get_running_loop().run_in_executor(executor, self._close)
             executor.shutdown()
 
-    async def _run(self, work: Callable[[Any], T]) -> T:
+    def _run(self, work: Callable[[Any], T]) -> asyncio.Future[T]:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="stratagem-store")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._work, work)
+        return asyncio.get_running_loop().run_in_executor(self._executor, self._work, work)
 
     def _work(self, work: Callable[[Any], T]) -> T:
         try:
@@ -144,13 +145,22 @@ class Postgres(Database):
     def __init__(self, dsn: str) -> None:
         super().__init__()
         self._dsn = dsn
-        self.name = "postgresql://" + dsn.partition("://")[2].rpartition("@")[2].partition("?")[0]
+        self.name = "in PostgreSQL"  # until its address has been read
 
     def _errors(self) -> tuple[type[Exception], ...]:
         return (_psycopg().Error,)
 
     def _open(self) -> Any:
-        db = _psycopg().connect(self._dsn, autocommit=True, connect_timeout=round(_LOCKED_SECONDS))
+        psycopg = _psycopg()
+        try:
+            parts = psycopg.conninfo.conninfo_to_dict(self._dsn)
+        except psycopg.ProgrammingError:  # its message quotes the address, and so the password
+            raise StoreError(
+                "The address of the PostgreSQL store cannot be read.",
+                remedy="Write it like postgresql://user:password@host:5432/database, special characters as %XX.",
+            ) from None
+        self.name = f"postgresql://{parts.get('host', 'localhost')}/{parts.get('dbname', '')}"
+        db = psycopg.connect(self._dsn, autocommit=True, connect_timeout=round(_LOCKED_SECONDS))
         # Of processes that make the table at the same time all but one would fail.
         with db.transaction():
             db.execute("SELECT pg_advisory_xact_lock(7238)")

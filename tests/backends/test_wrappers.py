@@ -4,9 +4,12 @@ import asyncio
 import json
 import random
 import signal
+import sqlite3
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,57 @@ def test_the_grouping_of_samples_does_not_matter(tmp_path: Path) -> None:
         assert generation.usage == toy.books.usage  # those from before, and those now
         assert (await journaled.generate(replace(ten.sibling(1), n=8))).replayed
         await journaled.aclose()
+
+    run(main)
+
+
+def test_a_call_that_is_paid_for_is_kept_though_its_run_is_cancelled_before_it_is_written(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "j.sqlite"
+
+    async def main() -> None:
+        drawn = asyncio.Event()
+
+        class Watched(Meter):
+            def add(self, usage: Usage) -> None:
+                super().add(usage)
+                if self.usage.calls == 3:
+                    drawn.set()
+
+        toy, meter = ToyModel(), Watched()
+        journaled = Journaled(toy, path, "run")
+        await journaled.generate(REQUEST.sibling(0))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # writes must wait
+            tasks = [asyncio.create_task(journaled.generate(REQUEST.sibling(i), meter)) for i in (1, 2, 3)]
+            # The reads come before the writes in the journal's one thread, so that all have been drawn.
+            await drawn.wait()
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+            other.execute("COMMIT")
+        await journaled.aclose()
+        again = Journaled(toy, path, "run")
+        assert (await again.generate(REQUEST)).replayed
+        await again.aclose()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://me:s3cr%et@127.0.0.1:1/db", "postgresql://127.0.0.1:1/db?password=a@s3cr"]
+)
+def test_an_unusable_postgres_does_not_tell_its_password(dsn: str) -> None:
+    pytest.importorskip("psycopg")
+
+    async def main() -> None:
+        journal = Journal(dsn)
+        with pytest.raises(StoreError) as caught:
+            await journal.database.get("run", ["key"])
+        assert "s3cr" not in "".join(traceback.format_exception(caught.value))
+        await journal.aclose()
 
     run(main)
 
