@@ -207,15 +207,23 @@ def read_chunk(chunk: object, want_logprobs: bool) -> tuple[list[Delta], Usage |
 
 
 def read_usage(value: object) -> Usage | None:
-    """Token counts (one call, no money), if there are any."""
-    if not isinstance(value, Mapping):
-        return None
-    prompt, decoded = value.get("prompt_tokens"), value.get("completion_tokens")
-    if not isinstance(prompt, int):
+    """Token counts (one call, no money), if there are any. Raises Malformed."""
+    if not isinstance(value, Mapping) or value.get("prompt_tokens") is None:
         return None
     details = value.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    return Usage(prompt, decoded or 0, cached_tokens=cached if isinstance(cached, int) else 0, calls=1)
+    cached = _count(details, "cached_tokens") if isinstance(details, Mapping) else 0
+    return Usage(
+        _count(value, "prompt_tokens"), _count(value, "completion_tokens"), cached_tokens=cached, calls=1
+    )
+
+
+def _count(value: Mapping[str, Any], key: str) -> int:
+    count = value.get(key)
+    if count is None:
+        return 0
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise Malformed(f"{key} is {count!r}")
+    return count
 
 
 def priced(usage: Usage, prices: Prices, *, uncertain_prompt: int = 0) -> Usage:

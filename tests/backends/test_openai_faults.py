@@ -8,6 +8,8 @@ import pytest
 
 from openai_kit import ASKED, assert_covers, connected, quick, run, server_usage, settled, texts_of
 from stratagem.backends import openai as module
+from stratagem.backends._openai.failure import Malformed
+from stratagem.backends._openai.wire import read_usage
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.core.backend import Request, ScoreRequest
 from stratagem.core.errors import (
@@ -35,6 +37,20 @@ from stratagem.testing.server import (
 def nothing_remembered() -> None:
     """A later server may get the port of an earlier one."""
     module.forget()
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -1, "completion_tokens": 2},
+        {"prompt_tokens": 1, "completion_tokens": "2"},
+        {"prompt_tokens": 1.5, "completion_tokens": 2},
+        {"prompt_tokens": 1, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": -1}},
+    ],
+)
+def test_a_usage_that_cannot_be_is_malformed(usage: dict[str, Any]) -> None:
+    with pytest.raises(Malformed, match="tokens is"):
+        read_usage(usage)
 
 
 RETRIED = {
