@@ -19,10 +19,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
-from urllib.parse import urlsplit, urlunsplit
-from weakref import WeakKeyDictionary
 
 from stratagem.backends._openai import scoring
+from stratagem.backends._openai.address import checked_key, checked_url, public
 from stratagem.backends._openai.call import CHAT, Call, Plan
 from stratagem.backends._openai.endpoint import Attempt, Endpoint, Settings
 from stratagem.backends._openai.negotiate import negotiate
@@ -109,17 +108,16 @@ class OpenAIBackend:
         for key, limit in limits.items():
             if limit is not None and limit <= 0:
                 raise ConfigurationError(f"{key}={limit} makes no sense.", remedy="Give more than 0.")
-        key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
-        url = base_url.rstrip("/")
+        key = checked_key(api_key or "") or checked_key(os.environ.get("OPENAI_API_KEY", "")) or "none"
+        url = checked_url(base_url)
         self._settings = Settings(url, key, permits, rate, timeout, first_token_timeout)
         self._model = model
         self._retries = retries
         self._prices = prices or Prices()
         self._abort_slack = abort_slack
         self._rng = Random(jitter_seed)
-        parts = urlsplit(url)
-        self._where = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        self._endpoints: WeakKeyDictionary[asyncio.AbstractEventLoop, Endpoint] = WeakKeyDictionary()
+        self._where = public(url)
+        self._endpoints: dict[asyncio.AbstractEventLoop, Endpoint] = {}
         self._counts: OrderedDict[tuple[Message, ...], int] = OrderedDict()
         self._tokenizing: SingleFlight[tuple[Message, ...], tuple[int, ...]] = SingleFlight()
 
@@ -156,7 +154,7 @@ class OpenAIBackend:
 
         dialect = await self._dialect()
         request = await self._fitted(request, dialect)
-        call = self._call(dialect, request, Tally(meter), arrived, stream=False, deltas=False)
+        call = await self._call(dialect, request, Tally(meter), arrived, stream=False, deltas=False)
         await call.draw(range(request.n))
         return Generation(tuple(done[i] for i in range(request.n)), call.tally.total)
 
@@ -168,7 +166,7 @@ class OpenAIBackend:
         queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
         dialect = await self._dialect()
         request = await self._fitted(request, dialect)
-        call = self._call(dialect, request, Tally(meter), queue.put_nowait, stream=True, deltas=deltas)
+        call = await self._call(dialect, request, Tally(meter), queue.put_nowait, stream=True, deltas=deltas)
         # Reading goes on while the consumer is busy, so that permits come back when sequences end.
         driver = asyncio.ensure_future(call.draw(range(request.n)))
 
@@ -210,18 +208,20 @@ class OpenAIBackend:
         if endpoint is not None:
             await endpoint.aclose()
 
-    def _sender(self) -> Sender:
+    async def _sender(self) -> Sender:
         loop = asyncio.get_running_loop()
         endpoint = self._endpoints.get(loop)
         if endpoint is None:
-            endpoint = self._endpoints[loop] = Endpoint(self._settings)
+            for ended in [other for other in list(self._endpoints) if other.is_closed()]:
+                self._endpoints.pop(ended, None)
+            endpoint = self._endpoints[loop] = await Endpoint.opened(self._settings)
         return Sender(endpoint, self._where, self._retries, self._rng, self._settings.timeout)
 
     async def _dialect(self) -> Dialect:
         key = (self._settings.base_url, self._settings.api_key, self._model)
         found = _DIALECTS.get(key)
         if found is None:
-            sender = self._sender()
+            sender = await self._sender()
             found = await _NEGOTIATING.do(key, lambda: negotiate(sender, self._settings, self._model))
             _DIALECTS[key] = found
         return found
@@ -241,7 +241,7 @@ class OpenAIBackend:
             )
         return replace(request, max_tokens=min(request.max_tokens, context - prompt))
 
-    def _call(
+    async def _call(
         self,
         dialect: Dialect,
         request: Request,
@@ -261,7 +261,7 @@ class OpenAIBackend:
             deltas=deltas,
             abort_slack=self._abort_slack,
         )
-        return Call(plan, self._sender(), tally, arrived)
+        return Call(plan, await self._sender(), tally, arrived)
 
     async def _score(
         self,
@@ -273,7 +273,7 @@ class OpenAIBackend:
     ) -> tuple[TokenLogprob, ...]:
         if not text:
             return ()
-        sender = self._sender()
+        sender = await self._sender()
         body = scoring.body(messages, text, dialect)
 
         async def once(attempt: Attempt) -> tuple[tuple[TokenLogprob, ...], Usage]:
@@ -301,7 +301,8 @@ class OpenAIBackend:
 
     async def _tokenize(self, messages: tuple[Message, ...], dialect: Dialect) -> tuple[int, ...]:
         async def ask() -> tuple[int, ...]:
-            answer = await self._sender().ask(self._settings.root + "/tokenize", chat(messages, dialect))
+            sender = await self._sender()
+            answer = await sender.ask(self._settings.root + "/tokenize", chat(messages, dialect))
             ids = answer.get("tokens") if isinstance(answer, dict) else None
             if not isinstance(ids, list):
                 raise ProtocolError(f"{self._where}/tokenize gives no tokens.")

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import httpx2
 import openai
@@ -66,7 +66,10 @@ async def _watch(request: httpx2.Request) -> None:
 
 
 class Endpoint:
-    """Sends requests. Belongs to one event loop; the connections are at most the permits."""
+    """Sends requests. Belongs to one event loop; the connections are at most the permits.
+
+    Closed with the loop, if not before: a script may run many (`asyncio.run`), and each would leave its sockets.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -101,12 +104,28 @@ class Endpoint:
             http_client=http_client,
         )
 
+        self._lifetime = self._until_closed()
+
+    @classmethod
+    async def opened(cls, settings: Settings) -> Self:
+        """An endpoint of the running loop."""
+        endpoint = cls(settings)
+        await anext(endpoint._lifetime)
+        return endpoint
+
     async def aclose(self) -> None:
         """Closes the connections."""
-        if self._resume is not None:
-            self._resume.cancel()
-        self._open.set()
-        await self._client.close()
+        await self._lifetime.aclose()
+
+    async def _until_closed(self) -> AsyncGenerator[None]:
+        """Suspended while the endpoint is used. A loop that ends closes the generators that it has left."""
+        try:
+            yield
+        finally:
+            if self._resume is not None:
+                self._resume.cancel()
+            self._open.set()
+            await self._client.close()
 
     def pause(self, seconds: float) -> None:
         """Sends nothing more for so long: the server has asked for it."""

@@ -24,7 +24,7 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
         ConfigurationError: the key or the model is wrong.
     """
     cards = await _models(sender, settings)
-    card = _pick(cards, model, settings.base_url)
+    card = _pick(cards, model, sender.where)
     name = str(card["id"])
     version = await _optional(sender, settings.root + "/version")
     # Others answer /version too, but only vLLM says that it owns the model.
@@ -58,14 +58,13 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
 
 
 async def _models(sender: Sender, settings: Settings) -> list[Mapping[str, Any]]:
-    url = settings.base_url + "/models"
     try:
-        data = await sender.ask(url)
+        data = await sender.ask(settings.base_url + "/models")
         cards = data.get("data") if isinstance(data, dict) else None
         if not isinstance(cards, list) or not all(isinstance(c, dict) and "id" in c for c in cards):
-            raise ProtocolError(f"{url} gives no list of models.")
+            raise ProtocolError(f"{sender.where}/models gives no list of models.")
     except (RejectedError, ProtocolError) as error:
-        message = f"{settings.base_url} is no OpenAI-compatible server ({error.message})"
+        message = f"{sender.where} is no OpenAI-compatible server ({error.message})"
         remedy = "Give the base URL of one; it usually ends in /v1."
         raise ProtocolError(message, remedy=remedy) from error
     return cards

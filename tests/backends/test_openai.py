@@ -1,7 +1,9 @@
 """The OpenAI-compatible backend against the simulated server."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -187,14 +189,86 @@ def test_bad_addresses_keys_and_models_are_named() -> None:
     run(main)
 
 
+def test_an_event_loop_that_ends_takes_its_connections_along() -> None:
+    async def ask(backend: OpenAIBackend) -> None:
+        await backend.generate(Request(ASKED))
+
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def main() -> None:
+        async with SimulatedServer() as server:
+            backend = OpenAIBackend(server.url)
+
+            def once() -> None:
+                with asyncio.Runner() as runner:
+                    loops.append(weakref.ref(runner.get_loop()))
+                    runner.run(ask(backend))
+
+            for _ in range(3):
+                await asyncio.to_thread(once)
+            gc.collect()  # warns of sockets that nobody has closed
+            assert sum(loop() is not None for loop in loops) <= 1
+
+    run(main)
+
+
 @pytest.mark.parametrize("options", [{"permits": 0}, {"retries": -1}, {"rate": 0.0}, {"timeout": -1.0}])
 def test_values_without_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         OpenAIBackend("http://127.0.0.1:1/v1", **options)
 
 
-def test_a_key_in_the_address_is_not_in_the_name() -> None:
-    assert "secret" not in OpenAIBackend("http://user:secret@127.0.0.1:1/v1", model="m").name
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000/v1",
+        "http:///v1",
+        "http://[::1/v1",
+        "http://localhost:99999/v1",
+        "http://localhost:abc/v1",
+        "http://me:s3cret/x@localhost/v1",
+        "http://local\thost/v1",
+    ],
+)
+def test_a_bad_address_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="base URL") as caught:
+        OpenAIBackend(url)
+    assert "s3cret" not in f"{caught.value!r} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("key", ["käy-s3cret", "s3cret\nX-Other: 1", "s3cret\x7f"])
+def test_a_key_that_cannot_be_sent_is_refused_at_once(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="API key") as caught:
+        OpenAIBackend("http://127.0.0.1:1/v1", api_key=key)
+    assert "s3cret" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ConfigurationError, match="API key"):
+        OpenAIBackend("http://127.0.0.1:1/v1")
+
+
+def test_white_space_around_a_key_is_no_part_of_it() -> None:
+    async def main() -> None:
+        async with connected(SimSettings(api_key="right"), api_key=" right\n") as (_, backend):
+            assert (await backend.capabilities()).model == "sim"
+
+    run(main)
+
+
+def test_a_secret_in_the_address_is_not_told() -> None:
+    async def main() -> None:
+        async with SimulatedServer() as server:
+            secret = server.url.replace("http://", "http://user:s3cret@")
+            for url, model in ((secret, "bad"), (secret.removesuffix("/v1"), None)):
+                backend = OpenAIBackend(url, model)
+                with pytest.raises((ConfigurationError, ProtocolError)) as caught:
+                    await backend.capabilities()
+                await backend.aclose()
+                assert "s3cret" not in str(caught.value)
+                assert "s3cret" not in backend.name
+        assert "s3cret" not in OpenAIBackend("http://127.0.0.1:1/v1?api-key=s3cret").name
+
+    run(main)
 
 
 def test_scores_are_those_of_decoding() -> None:
