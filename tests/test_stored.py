@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import stratagem as sg
+from stratagem.core.trace import CallFinished
 from stratagem.testing.faults import Failing
 from stratagem.testing.toy import ToyModel
 
@@ -34,14 +35,19 @@ def test_a_run_that_failed_goes_on_and_pays_for_no_finished_call_again(store: st
         uninterrupted = await sg.solve("Which?", STRATEGY, llm=whole, seed=3)
         calls = whole.books.usage.calls
 
-        model = ToyModel()
-        llm = Failing(model, at={calls})  # the last call fails
+        model, first, second = ToyModel(), sg.Trace(), sg.Trace()
+        llm = Failing(model, at={calls})  # the last call fails, which cancels those beside it
         with pytest.raises(sg.BackendError):
-            await sg.solve("Which?", STRATEGY, llm=llm, store=store, run_id=run_id, seed=3)
+            await sg.solve("Which?", STRATEGY, llm=llm, store=store, run_id=run_id, seed=3, trace=first)
+        finished = sum(not event.error for event in first.of(CallFinished))
+        assert finished > 0
         before = model.books.usage.calls
-        assert before >= calls - 1
-        resumed = await sg.solve("Which?", STRATEGY, llm=model, store=store, run_id=run_id, seed=3)
-        assert model.books.usage.calls - before <= 1
+        resumed = await sg.solve(
+            "Which?", STRATEGY, llm=model, store=store, run_id=run_id, seed=3, trace=second
+        )
+        replayed = sum(event.replayed for event in second.of(CallFinished))
+        assert replayed >= finished
+        assert model.books.usage.calls - before == calls - replayed
         assert (resumed.value, resumed.text) == (uninterrupted.value, uninterrupted.text)
         assert [c.text for c in resumed.candidates] == [c.text for c in uninterrupted.candidates]
 

@@ -54,10 +54,10 @@ class StepJudge(Verifier):
 
 
 def step_ends(text: str) -> list[int]:
-    """Positions after each non-empty line, its newline included."""
+    """Where each non-empty line ends, its newline excluded: a judge is trained to be asked just there."""
     ends, position = [], 0
     for line in text.splitlines(keepends=True):
-        position += len(line)
         if line.strip():
-            ends.append(position)
+            ends.append(position + len(line.rstrip()))
+        position += len(line)
     return ends

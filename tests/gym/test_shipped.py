@@ -11,6 +11,7 @@ import pytest
 
 from stratagem.bench.gym import skill
 from stratagem.bench.gym.words.corrupt import corrupt
+from stratagem.bench.statistics import area_under_curve
 from stratagem.core.prompts import RESTART_QUESTION, STEP_QUESTION
 
 torch = pytest.importorskip("torch")
@@ -87,7 +88,8 @@ def test_its_step_judge_tells_right_from_broken_steps(mini: tuple[Any, Any]) -> 
             logits = _next(mini, chat)
             scores.append(float(torch.softmax(logits[[yes, no]], 0)[0]))
             assert int(logits.argmax()) in (yes, no)
-    assert sum(good) / len(good) - sum(bad) / len(bad) > 0.3
+    # Chance is 0.5. What it is worth on the model's own samples is in the model card, and it is less.
+    assert area_under_curve([*good, *bad], [True] * 30 + [False] * 30) > 0.65
 
 
 def test_its_restart_token_is_yes_or_no(mini: tuple[Any, Any]) -> None:
