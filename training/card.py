@@ -25,9 +25,9 @@ tested and measured with a real language model on any machine, without a GPU or 
 under 1,000). Other questions get text of the same kind, and wrong answers. Its judges are trained on its own
 solutions at the temperature below, not on other models' text.
 
-**Known weakness.** The judges know which problems are hard and which broken steps are wrong, but they rank samples of
-one problem no better than chance, so best-of-n by them is worse than one sample (below). Vote instead until a later
-version mends this. The test split was made easier (2-5 steps) after a first look at results on a harder one.
+**Known weakness.** The judges know which problems are hard and which broken steps are wrong, but they rank samples
+of one problem no better than chance, so best-of-n by them is worse than one sample (below). Vote instead until a
+later version mends this. The test split was made easier (2-5 steps) after a first look at results on a harder one.
 
 ## Architecture
 `LlamaForCausalLM`, hidden 192, 6 layers, 6 query and 2 key/value heads of 32, feed-forward 512, tied embeddings,
