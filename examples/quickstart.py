@@ -5,8 +5,8 @@ import asyncio
 import stratagem as sg
 
 QUESTION = (
-    "Ana has 12 apples. Ben has 7 more apples than Ana. Cal has twice as many apples as Ben. "
-    "How many apples does Cal have?"
+    "A bakery makes 14 rolls an hour. It works 9 hours a day for 2 days. "
+    "The rolls are packed in bags of 2. How many bags do they fill?"
 )
 
 
