@@ -3,19 +3,22 @@ that it has never seen.
 
     python benchmarks/accuracy.py [--limit 300] [--n 16] [--split test] [--judges step_judge restart]
 
-Printed are accuracies and paired differences with 95 % bootstrap intervals over problems, against the goals: +5
-points for self-consistency@16, +10 for best-of-16 by a shipped judge, intervals above zero. A report is written
-beside the results. Interrupted, the same command goes on.
+Printed are accuracies and paired differences with 95 % bootstrap intervals over problems, against the goals on the
+split `test`: +5 points for self-consistency@16, +10 for best-of-16 by a shipped judge, intervals above zero; on
+other splits they are informative. A report is written beside the results. Interrupted, the same command goes on.
+
+Exits with 1 if a goal is missed (--informative: with 0).
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import sys
 import time
 from pathlib import Path
 
 import stratagem as sg
+from goals import Goals, parser
 from stratagem.bench.data import load
 from stratagem.bench.plot import save_plot
 from stratagem.bench.report import write_report
@@ -37,7 +40,7 @@ def strategies(n: int, judges: list[str]) -> dict[str, Strategy]:
     }
 
 
-def show(summary: Summary) -> None:
+def show(summary: Summary, goals: Goals) -> None:
     """Print the figures and whether they reach the goals."""
     print(f"\n{'strategy':<28}{'accuracy, %':>22}{'tokens':>10}{'calls':>8}{'seconds':>9}   per problem")
     for row in summary.rows:
@@ -48,7 +51,7 @@ def show(summary: Summary) -> None:
         goal = next(value for name, value in GOALS.items() if row.strategy.startswith(name))
         gap = summary.difference(row.strategy, ONE)
         reached = gap.value >= goal and gap.low > 0
-        verdict = f"{'reached' if reached else 'NOT reached'}: at least {100 * goal:+.0f}, interval above 0"
+        verdict = goals.check(reached, f"at least {100 * goal:+.0f}, interval above 0")
         print(f"{row.strategy:<28}{interval(gap, signed=True):>22}   {verdict}")
     print("\nwhat k of the samples give, %: majority / any right (pass@k)")
     for curve in summary.curves:
@@ -67,18 +70,16 @@ def interval(e: Estimate, *, signed: bool = False) -> str:
     )
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--limit", type=int, default=300, help="problems")
-    parser.add_argument("--n", type=int, default=16, help="samples of a vote and of best-of-n")
-    parser.add_argument("--split", default="test", help="test, or hard: longer than any in training")
-    parser.add_argument("--judges", nargs="+", default=["step_judge", "restart"], help="for best-of-n")
-    parser.add_argument("--model", help="a model folder (default: the shipped one)")
-    parser.add_argument("--concurrency", type=int, default=8, help="problems at the same time")
-    parser.add_argument("--out", type=Path, help="default: a folder for the model under runs/accuracy")
-    args = parser.parse_args()
+async def main() -> int:
+    takes = parser(__doc__)
+    takes.add_argument("--limit", type=int, default=300, help="problems")
+    takes.add_argument("--n", type=int, default=16, help="samples of a vote and of best-of-n")
+    takes.add_argument("--split", default="test", help="test, or hard: longer than any in training")
+    takes.add_argument("--judges", nargs="+", default=["step_judge", "restart"], help="for best-of-n")
+    takes.add_argument("--model", help="a model folder (default: the shipped one)")
+    takes.add_argument("--concurrency", type=int, default=8, help="problems at the same time")
+    takes.add_argument("--out", type=Path, help="default: a folder for the model under runs/accuracy")
+    args = takes.parse_args()
 
     llm = sg.connect(model=args.model)
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in llm.name)
@@ -105,13 +106,15 @@ async def main() -> None:
         await llm.aclose()
     summary = summarise(results)
     print(f"\n{llm.name}, {len(results.problems)} problems of {results.manifest['data']}, n = {args.n}")
-    show(summary)
+    goals = Goals(informative=args.informative or args.split != "test")
+    show(summary, goals)
     write_report(results, out / "report.html", summary)
     save_plot(
         summary, out / "plot.png", title=f"{results.manifest['data']}, {len(results.problems)} problems"
     )
     print(f"\nreport: {out / 'report.html'}")
+    return goals.code
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(asyncio.run(main()))
