@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,7 +71,11 @@ def test_a_missed_goal_is_the_exit_code_of_the_script() -> None:
 
 def ran(script: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, str(script), *arguments],
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS)},  # as `make bench` does: it has PYTHONSAFEPATH
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
