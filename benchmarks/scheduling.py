@@ -70,7 +70,7 @@ class Raw:
             http_client=httpx2.AsyncClient(limits=limits, verify=False, timeout=600),
         )
         self._permits = asyncio.Semaphore(permits)
-        self._n = n
+        self.n = n
         self._seeds = seeds
 
     async def _ask(self, messages: list[dict[str, str]], **options: object) -> str:
@@ -79,26 +79,30 @@ class Raw:
         text: str = answer.choices[0].message.content
         return text
 
-    async def _sample(self, task: Task, index: int) -> tuple[list[dict[str, str]], str]:
+    async def sample(self, task: Task, index: int) -> tuple[list[dict[str, str]], str]:
+        """The conversation and the completion that continues it."""
         prompt = task.ask("Think step by step.")
         messages = [{"role": m.role, "content": m.content} for m in prompt]
         return messages, await self._ask(messages, seed=self._seeds[prompt] + index, max_tokens=MAX_TOKENS)
 
+    async def grade(self, messages: list[dict[str, str]], text: str) -> tuple[float, str]:
+        """Of the sample ``text`` to ``messages``, with that text."""
+        more = [{"role": "assistant", "content": text}, {"role": "user", "content": GRADE.question}]
+        grade = await self._ask([*messages, *more], temperature=0.0, max_tokens=GRADE.max_tokens)
+        return float(grade.rpartition("is ")[2].rstrip(".")), text
+
     async def vote(self, task: Task, _: int) -> object:
         """Self-consistency."""
-        drawn = await asyncio.gather(*(self._sample(task, i) for i in range(self._n)))
+        drawn = await asyncio.gather(*(self.sample(task, i) for i in range(self.n)))
         return statistics.mode(text.rpartition("is ")[2] for _, text in drawn)
 
     async def best(self, task: Task, _: int) -> object:
         """Best of n."""
 
         async def graded(index: int) -> tuple[float, str]:
-            messages, text = await self._sample(task, index)
-            more = [{"role": "assistant", "content": text}, {"role": "user", "content": GRADE.question}]
-            grade = await self._ask([*messages, *more], temperature=0.0, max_tokens=GRADE.max_tokens)
-            return float(grade.rpartition("is ")[2].rstrip(".")), text
+            return await self.grade(*await self.sample(task, index))
 
-        return max(await asyncio.gather(*(graded(i) for i in range(self._n))))
+        return max(await asyncio.gather(*(graded(i) for i in range(self.n))))
 
     async def aclose(self) -> None:
         await self._client.close()

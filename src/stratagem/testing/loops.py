@@ -77,7 +77,9 @@ class _Jumping(selectors.DefaultSelector):
 class VirtualLoop(StepLoop):
     """A loop in which ``asyncio.sleep`` and time-outs take no real time and end in exactly the order of time.
 
-    Calls in the loop's executor take no virtual time. Not for real sockets or threads of one's own.
+    Calls in the loop's executor take no virtual time. Sockets only between parts that all run in this loop, as a
+    simulated server and its client: on Linux's loopback what was sent has come before the loop looks for it. Not
+    for sockets to elsewhere or threads of one's own.
     """
 
     def __init__(self) -> None:
