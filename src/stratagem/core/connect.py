@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from inspect import signature
 from typing import Any
@@ -14,12 +14,17 @@ GROUP = "stratagem.backends"
 
 
 def connect(
-    url: str | None = None, *, model: str | None = None, api_key: str | None = None, **options: Any
+    url: str | Sequence[str] | None = None,
+    *,
+    model: str | None = None,
+    api_key: str | None = None,
+    **options: Any,
 ) -> Backend:
     """The shipped model in this process, or any OpenAI-compatible server.
 
     Args:
-        url: base URL of a server, as ``http://localhost:8000/v1``; ``None`` for the embedded engine.
+        url: base URL of a server, as ``http://localhost:8000/v1``; several of servers that serve the same model,
+            for a pool with failover; ``None`` for the embedded engine.
         model: name on that server (default: the only one it has), or a folder with a model for the
             embedded engine (default: the model that is shipped).
         api_key: for servers that want one (default: the environment variable ``OPENAI_API_KEY``).
@@ -29,6 +34,12 @@ def connect(
         if api_key is not None:
             raise ConfigurationError("The embedded model takes no api_key.", remedy="Give the server's URL.")
         return _open("embedded", folder=model, **options)
+    if not isinstance(url, str):
+        if model is None:
+            raise ConfigurationError("Several servers need the model's name.", remedy="Give model=...")
+        options = {"retries": 1} | options
+        members = [connect(one, model=model, api_key=api_key, **options) for one in url]
+        return _open("pooled", backends=members, name=f"pool#{model}")
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(
             f"{url!r} is no URL of a server.", remedy="Write it like http://localhost:8000/v1."
