@@ -20,9 +20,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
+from stratagem.core import postgres
 from stratagem.core.errors import ConfigurationError, MissingExtraError, StoreError
-
-_POSTGRES = ("postgresql", "postgres")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +63,11 @@ async def open_store(store: str | Path | None, *, patience: float = 30.0) -> Asy
         yield Store(InMemorySaver(serde=_PlainData("in memory")), "in memory")
         return
     scheme, mark, _ = str(store).partition("://")
-    if not mark:
-        async with _sqlite(Path(store), patience) as opened:
-            yield opened
-    elif scheme in _POSTGRES:
+    if postgres.is_dsn(store):
         async with _postgres(str(store), patience) as opened:
+            yield opened
+    elif not mark:
+        async with _sqlite(Path(store), patience) as opened:
             yield opened
     else:
         raise ConfigurationError(
@@ -128,16 +127,7 @@ async def _postgres(dsn: str, patience: float) -> AsyncIterator[Store]:
         from psycopg.rows import DictRow, dict_row
     except ImportError as error:
         raise MissingExtraError("The PostgreSQL client", "postgres") from error
-    try:
-        parts = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:  # its message quotes the address, and so the password
-        raise StoreError(
-            "The address of the PostgreSQL store cannot be read.",
-            remedy="Write it like postgresql://user:password@host:5432/database, special characters as %XX.",
-        ) from None
-    name = "postgresql://{}:{}/{}".format(
-        *(parts.get(key) or other for key, other in (("host", "localhost"), ("port", 5432), ("dbname", "")))
-    )
+    name = postgres.shown(dsn, conninfo_to_dict, psycopg.ProgrammingError)
     try:
         async with await psycopg.AsyncConnection[DictRow].connect(
             dsn,

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from stratagem.core import postgres
 from stratagem.core.errors import MissingExtraError, StoreError
 
 T = TypeVar("T")
@@ -84,9 +85,7 @@ class Database(ABC):
 
 def database_at(where: str | Path) -> Database:
     """An SQLite file, or a PostgreSQL database by its DSN."""
-    if isinstance(where, str) and where.startswith(("postgresql://", "postgres://")):
-        return Postgres(where)
-    return Sqlite(where)
+    return Postgres(str(where)) if postgres.is_dsn(where) else Sqlite(where)
 
 
 class Sqlite(Database):
@@ -152,14 +151,7 @@ class Postgres(Database):
 
     def _open(self) -> Any:
         psycopg = _psycopg()
-        try:
-            parts = psycopg.conninfo.conninfo_to_dict(self._dsn)
-        except psycopg.ProgrammingError:  # its message quotes the address, and so the password
-            raise StoreError(
-                "The address of the PostgreSQL store cannot be read.",
-                remedy="Write it like postgresql://user:password@host:5432/database, special characters as %XX.",
-            ) from None
-        self.name = f"postgresql://{parts.get('host', 'localhost')}/{parts.get('dbname', '')}"
+        self.name = postgres.shown(self._dsn, psycopg.conninfo.conninfo_to_dict, psycopg.ProgrammingError)
         db = psycopg.connect(self._dsn, autocommit=True, connect_timeout=round(_LOCKED_SECONDS))
         # Of processes that make the table at the same time all but one would fail.
         with db.transaction():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from stratagem.core.errors import (
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy, Verifier
 from stratagem.core.run import POLICY, Run
+from stratagem.core.seeds import derive
 from stratagem.core.task import Answer
 
 _FORMAT = 1  # of the folder; other formats are not mixed
@@ -108,7 +108,9 @@ async def run_bench(
             for problem, name, seed in cells:  # shared: whoever is free takes the next
                 run_id = f"{problem.id}/{name}/{seed}"
                 given = journal(run_id, models) if journal is not None else models
-                run = Run(given, ledger=Ledger(budget), seed=_seed(seed, problem.id), run_id=run_id)
+                # Another for each problem, so that runs differ in what they draw by chance.
+                own = derive(seed, problem.id)
+                run = Run(given, ledger=Ledger(budget), seed=own, run_id=run_id)
                 cell, error = await _cell(problem, name, strategies[name], seed, run, grader)
                 await store.append(cell)
                 count.add(cell, error)
@@ -192,12 +194,6 @@ def _grade(grader: Verifier, gold: str, answer: Answer) -> Callable[[str | None]
     with boundary(VerifierError, f"Verifier {grader.kind!r}"):
         right = {value for value in values if value is not None and grader.equivalent(value, gold)}
     return right.__contains__
-
-
-def _seed(seed: int, problem: str) -> int:
-    """In [0, 2^31): another for each problem, so that runs differ in what they draw by chance."""
-    digest = hashlib.blake2b(f"{seed}/{problem}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _check(

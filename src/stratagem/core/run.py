@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import hashlib
 import itertools
 import math
 import random
@@ -39,6 +38,7 @@ from stratagem.core.errors import (
     boundary,
 )
 from stratagem.core.protocols import Verdict, Verifier
+from stratagem.core.seeds import derive
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.core.trace import (
     CallFinished,
@@ -300,7 +300,7 @@ class Run:
         return Run(
             self.models,
             ledger=self.ledger.child(budget),
-            seed=_derive(self.seed, "child", next(self._children)),
+            seed=derive(self.seed, "child", next(self._children)),
             trace=self.trace,
             run_id=self.run_id,
         )
@@ -324,7 +324,7 @@ class Run:
         )
         # Asking for log-probabilities draws nothing else: strategies that do share samples with those that don't.
         key = f"{role}/{replace(request, logprobs=None).key()}"
-        seed = _derive(self.seed, key, self._occurrences[key])
+        seed = derive(self.seed, key, self._occurrences[key])
         self._occurrences[key] += 1
         return replace(request, seed=seed)
 
@@ -418,12 +418,6 @@ class Run:
 
 async def _await(function: Callable[[T], Awaitable[R]], item: T) -> R:
     return await function(item)
-
-
-def _derive(*parts: object) -> int:
-    """A seed in [0, 2^31) from anything printable."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _first_letters_differ(choices: Sequence[str]) -> bool:
