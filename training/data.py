@@ -20,7 +20,7 @@ from stratagem.bench.gym import Document
 
 PAD, END, ASSISTANT, USER = 0, 4, 3, 2
 ROLES = {"system": 1, "user": USER, "assistant": ASSISTANT}
-PROBE_WEIGHT = 2.0
+PROBE_WEIGHT = 6.0
 """Weight of a judge's answer against a token of a solution."""
 
 
@@ -29,7 +29,7 @@ class Row:
     """One document as numbers: for each token its position, branch (0: the chat) and how far it sees the chat.
 
     `learn`: (index, target, other, share): the state at `index` should give `target` with probability `share`
-    and `other` with the rest.
+    and `other` with the rest. `marks`: (index, 1 or 0): whether the line is still right at that token.
     """
 
     ids: list[int]
@@ -37,6 +37,7 @@ class Row:
     branches: list[int]
     limits: list[int]
     learn: list[tuple[int, int, int, float, float]]
+    marks: list[tuple[int, float]]
 
 
 @dataclass(slots=True)
@@ -51,6 +52,8 @@ class Batch:
     other: Tensor
     share: Tensor
     weight: Tensor
+    marked: Tensor
+    right: Tensor
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -73,11 +76,13 @@ class Encoder:
         """Encode a document. A probe within a token is put before that token."""
         ids: list[int] = []
         learn: list[tuple[int, int, int, float, float]] = []
+        marks: list[tuple[int, float]] = []
         ends: list[int] = []
-        start = 0
+        start, content = 0, ""
         for message in document.messages:
             ids.append(ROLES[message.role])
-            encoding = self.tokenizer.encode(message.content, add_special_tokens=False)
+            content = message.content
+            encoding = self.tokenizer.encode(content, add_special_tokens=False)
             start, ends = len(ids), [end for _, end in encoding.offsets]
             for token in [*encoding.ids, END]:
                 if message.loss:
@@ -87,16 +92,29 @@ class Encoder:
         positions, branches, limits = list(range(trunk)), [0] * trunk, [trunk] * trunk
         for number, probe in enumerate(document.probes, 1):
             seen = start + sum(end <= probe.at for end in ends)
-            instead = (
-                self.tokenizer.encode(probe.instead, add_special_tokens=False).ids if probe.instead else []
-            )
+            instead: list[int] = []
+            if probe.instead:
+                wrong = self.tokenizer.encode(probe.instead, add_special_tokens=False)
+                instead = wrong.ids
+                right = content[probe.at :].split("\n")
+                # Where the wrong line leaves every line that may still come.
+                same = max(_shared(line, probe.instead) for line in right)
+                marks += [(len(ids) + i, 0.0) for i, (_, end) in enumerate(wrong.offsets) if end > same]
+                same = _shared(right[0], probe.instead)
+                stop = probe.at + len(right[0])
+                marks += [(start + i, 1.0) for i, end in enumerate(ends) if probe.at + same < end <= stop]
             branch = [*instead, END, USER, *self._fixed(probe.question), END, ASSISTANT]
             learn.append((len(ids) + len(branch) - 1, self.yes, self.no, probe.yes, PROBE_WEIGHT))
             ids += branch
             positions += range(seen, seen + len(branch))
             branches += [number] * len(branch)
             limits += [seen] * len(branch)
-        return Row(ids, positions, branches, limits, learn)
+        return Row(ids, positions, branches, limits, learn, marks)
+
+
+def _shared(a: str, b: str) -> int:
+    """Characters that both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def collate(rows: list[Row]) -> Batch:
@@ -112,7 +130,10 @@ def collate(rows: list[Row]) -> Batch:
     chat = (branches[:, None, :] == 0) & (index[None, None, :] < limits[:, :, None])
     learn = [(r * length + i, *rest) for r, row in enumerate(rows) for i, *rest in row.learn]
     where, target, other, share, weight = (torch.tensor(column) for column in zip(*learn, strict=True))
-    return Batch(ids, positions, (causal & (same | chat))[:, None], where, target, other, share, weight)
+    marks = [(r * length + i, right) for r, row in enumerate(rows) for i, right in row.marks]
+    marked, right = torch.tensor([i for i, _ in marks], dtype=torch.long), torch.tensor([y for _, y in marks])
+    mask = (causal & (same | chat))[:, None]
+    return Batch(ids, positions, mask, where, target, other, share, weight, marked, right)
 
 
 def batches(

@@ -53,6 +53,22 @@ class Config:
             "dtype": "float16",
         }
 
+    @classmethod
+    def of_llama(cls, raw: dict[str, Any]) -> Config:
+        """The inverse of `llama`."""
+        return cls(
+            vocabulary=raw["vocab_size"],
+            hidden=raw["hidden_size"],
+            layers=raw["num_hidden_layers"],
+            heads=raw["num_attention_heads"],
+            kv_heads=raw["num_key_value_heads"],
+            head_dim=raw["head_dim"],
+            ffn=raw["intermediate_size"],
+            positions=raw["max_position_embeddings"],
+            theta=raw["rope_theta"],
+            eps=raw["rms_norm_eps"],
+        )
+
     def dump(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -141,10 +157,18 @@ class Decoder(nn.Module):
                 )
                 nn.init.normal_(parameter, std=0.02 * scale)
 
+    def start_from(self, other: Decoder) -> None:
+        """Take the weights of a model with as many or fewer layers; further layers then start as the identity."""
+        self.load_state_dict({**self.state_dict(), **other.state_dict()})
+        for block in self.layers[len(other.layers) :]:
+            for name, parameter in block.named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    nn.init.zeros_(parameter)
+
     def forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor, past: Cache | None = None
-    ) -> tuple[Tensor, Cache]:
-        """Hidden states (batch, length, hidden) and the cache.
+    ) -> tuple[Tensor, Cache, Tensor]:
+        """Hidden states (batch, length, hidden), the cache, and the states below the last layer.
 
         ids, positions: (batch, length). mask: (batch, 1, length, cached + length), true where a token may look.
         `past` has room for the new keys and values and takes them in.
@@ -156,15 +180,33 @@ class Decoder(nn.Module):
         angles = positions[:, None, :, None].float() * frequencies
         angles = torch.cat((angles, angles), -1)
         rope = (angles.cos(), angles.sin())
-        x = self.embed_tokens(ids)
+        x = below = self.embed_tokens(ids)
         cache: Cache = []
         for index, block in enumerate(self.layers):
+            below = x
             x, kept = block(x, rope, mask, None if past is None else past[index])
             cache.append(kept)
-        return self.norm(x), cache
+        return self.norm(x), cache, below
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embed_tokens.weight)
+
+
+class Mistakes(nn.Module):
+    """For training only: reads off the states below the last layer whether the line is still right at a token.
+
+    A judge's one label for each line is little to learn from. This gives one for each token, and makes the lower
+    layers mark a wrong token, so that the last layer needs only to look for marks.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.hidden, config.eps)
+        self.right = nn.Linear(config.hidden, 1)
+
+    def forward(self, below: Tensor) -> Tensor:
+        """Logits of "still right", shape (...,), for states of shape (..., hidden)."""
+        return self.right(self.norm(below))[..., 0]
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

@@ -58,6 +58,35 @@ def document(question: str, text: str, grade: Grade, better: float, rng: random.
     return Document((Message("user", question), Message("assistant", text)), tuple(probes))
 
 
+def contrast(problem: Problem, question: str, grades: Sequence[Grade], rng: random.Random) -> Document | None:
+    """The true solution with, at each line, the right step and a wrong one that the model wrote in its place.
+
+    None if the model made no mistake after any part of the true solution. Where it made none, the line has no
+    probe: as many "yes" as "no" at every place.
+    """
+    truth = problem.solution.split("\n")
+    wrong: list[list[str]] = [[] for _ in truth]
+    for grade in grades:
+        place = grade.right.index(False) if False in grade.right else len(grade.right)
+        if place < min(len(truth), len(grade.lines)) and list(grade.lines[:place]) == truth[:place]:
+            wrong[place].append(grade.lines[place])
+    probes: list[Probe] = []
+    start = 0
+    for line, choices in zip(truth, wrong, strict=True):
+        end = start + len(line)
+        if choices:
+            probes += [
+                Probe(end, STEP_QUESTION, 1.0),
+                Probe(start, STEP_QUESTION, 0.0, rng.choice(choices)),
+            ]
+        start = end + 1
+    if not probes:
+        return None
+    return Document(
+        (Message("user", question), Message("assistant", problem.solution, loss=True)), tuple(probes)
+    )
+
+
 def write_documents(path: Path, documents: Iterable[Document]) -> None:
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8") as file:
@@ -98,11 +127,14 @@ def main(arguments: argparse.Namespace) -> None:
                 better = restart_targets([grade.correct for grade in grades])
                 rights += sum(grade.correct for grade in grades)
                 total += len(grades)
-                documents += [
+                made = [
                     document(asked(problem, rng), text, grade, target, rng)
                     for text, grade, target in zip(group, grades, better, strict=True)
                     if text.strip()
                 ]
+                documents += rng.sample(made, min(len(made), arguments.kept))
+                found = contrast(problem, asked(problem, rng), grades, rng)
+                documents += [found] if found else []
             sys.stdout.write(
                 f"{total} samples, right {rights / total:.3f}, {time.monotonic() - began:.0f} s\n"
             )
@@ -121,6 +153,7 @@ if __name__ == "__main__":
         "--first", type=int, default=0, help="index of the first problem; rounds should not overlap"
     )
     p.add_argument("--samples", type=int, default=8, help="solutions of each problem")
+    p.add_argument("--kept", type=int, default=1, help="solutions of each problem kept as they are")
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--rows", type=int, default=256, help="sequences sampled at a time")
     p.add_argument("--tokenizer", type=Path, default=here.parent / "backends/embedded/mini/tokenizer.json")

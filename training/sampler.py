@@ -67,7 +67,7 @@ def _group(
     causal = torch.ones(width, width, dtype=torch.bool, device=place).tril()
     # A padding row must see something, or its softmax is nan.
     mask = (causal & real[:, None, :] | torch.eye(width, dtype=torch.bool, device=place))[:, None]
-    hidden, cache = model(ids, positions, mask)
+    hidden, cache, _ = model(ids, positions, mask)
     repeat = torch.arange(len(prompts), device=place).repeat_interleave(n)
     cache, seen, state = _keep(cache, repeat, most), real[repeat], hidden[repeat, -1]
     position = positions[repeat, -1:]
@@ -92,7 +92,7 @@ def _group(
             token, position, seen, cache = token[going], position[kept], seen[kept], _keep(cache, kept)
         position = position + 1
         seen = torch.cat((seen, torch.ones_like(seen[:, :1])), 1)
-        hidden, cache = model(token.to(place), position, seen[:, None, None, :], cache)
+        hidden, cache, _ = model(token.to(place), position, seen[:, None, None, :], cache)
         state = hidden[:, -1]
     return [out[index * n : (index + 1) * n] for index in range(len(prompts))]
 
@@ -106,7 +106,7 @@ def yes_probabilities(
     result: list[list[float]] = [[] for _ in rows]
     for group in _groups([len(row.ids) for row in rows], tokens):
         batch = collate([rows[index] for index in group]).to(model.embed_tokens.weight.device)
-        hidden, _ = model(batch.ids, batch.positions, batch.mask)
+        hidden, *_ = model(batch.ids, batch.positions, batch.mask)
         logits = model.logits(hidden.flatten(0, 1)[batch.where])[:, [encoder.yes, encoder.no]].float()
         values = iter(logits.softmax(-1)[:, 0].tolist())
         for index in group:

@@ -28,12 +28,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from data import Batch, Encoder, batches
-from model import Config, Decoder, device
+from model import Config, Decoder, Mistakes, device
+from safetensors.torch import load_file
 from torch import Tensor
 
 from stratagem.bench.gym import Document, skills
 
 MUON_RATE, ADAM_RATE = 0.02, 0.003
+MARKS_SHARE = 0.3
+"""Of the loss of the marks (`Mistakes`), beside the mean loss of tokens and answers."""
 
 
 def rate(done: float, level: float = 0.4, warm: float = 0.02) -> float:
@@ -41,15 +44,20 @@ def rate(done: float, level: float = 0.4, warm: float = 0.02) -> float:
     return min(1.0, (done + 1e-3) / warm, max(0.0, (1.0 - done) / (1.0 - level)))
 
 
-def losses(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean weighted loss, and the mean loss of the judges' answers (nan without any)."""
-    hidden, _ = model(batch.ids, batch.positions, batch.mask)
+def losses(model: Decoder, mistakes: Mistakes, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole loss, and the mean losses of the judges' answers and of the marks (nan without any)."""
+    hidden, _, below = model(batch.ids, batch.positions, batch.mask)
     logits = model.logits(hidden.flatten(0, 1)[batch.where]).float()
     logp = F.log_softmax(logits, -1)
     first = logp.gather(1, batch.target[:, None])[:, 0]
     second = logp.gather(1, batch.other[:, None])[:, 0]
     loss = -(batch.share * first + (1 - batch.share) * second)
-    return (loss * batch.weight).sum() / batch.weight.sum(), loss[batch.weight > 1].detach().mean()
+    marks = mistakes(below.flatten(0, 1)[batch.marked]).float()
+    marked = F.binary_cross_entropy_with_logits(marks, batch.right)
+    whole = (loss * batch.weight).sum() / batch.weight.sum()
+    if len(marks):
+        whole = whole + MARKS_SHARE * marked
+    return whole, loss[batch.weight > 1].detach().mean(), marked.detach()
 
 
 def stream(own: list[Document], share: float, rng: random.Random) -> Iterator[Document]:
@@ -66,37 +74,47 @@ class Trainer:
         torch.manual_seed(seed)
         self.device = device()
         self.model = Decoder(config).to(self.device)
+        self.mistakes = Mistakes(config).to(self.device)
         hidden = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
         self.optimisers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(hidden, lr=MUON_RATE * rate_scale, weight_decay=0.01),
-            torch.optim.AdamW(others, lr=ADAM_RATE * rate_scale, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.AdamW(
+                [*others, *self.mistakes.parameters()],
+                lr=ADAM_RATE * rate_scale,
+                betas=(0.9, 0.95),
+                weight_decay=0.0,
+            ),
         ]
         self.peaks = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
         self.step = 0
         self.seconds = 0.0
 
-    def update(self, batch: Batch, share: float, precision: torch.dtype | None) -> tuple[float, float]:
+    def update(self, batch: Batch, share: float, precision: torch.dtype | None) -> tuple[float, ...]:
         """One step at a share of the peak rate; returns the losses."""
         for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
             optimiser.param_groups[0]["lr"] = peak * share
         cast = torch.autocast(self.device.type, precision) if precision else nullcontext()
         with cast:
-            loss, judged = losses(self.model, batch.to(self.device))
+            loss, *parts = losses(self.model, self.mistakes, batch.to(self.device))
         loss.backward()
         self.share_gradients()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([*self.model.parameters(), *self.mistakes.parameters()], 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return float(loss.detach()), float(judged)
+        return float(loss.detach()), *map(float, parts)
 
     def share_gradients(self) -> None:
         """Average the gradients, and the time spent, over the processes of a torchrun."""
         if not dist.is_initialized():
             return
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        parameters = (*self.model.parameters(), *self.mistakes.parameters())
+        # A process whose batch had nothing for a parameter still takes part in its mean.
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         clock = torch.tensor([self.seconds], device=self.device)
         flat = torch.cat([*(g.flatten() for g in gradients), clock])
         dist.all_reduce(flat)
@@ -110,6 +128,7 @@ class Trainer:
         state: dict[str, Any] = {
             "config": self.model.config.dump(),
             "model": self.model.state_dict(),
+            "mistakes": self.mistakes.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
             "seconds": self.seconds,
@@ -121,6 +140,7 @@ class Trainer:
     def load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.mistakes.load_state_dict(state["mistakes"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
@@ -128,11 +148,19 @@ class Trainer:
 
 
 def load_model(path: Path) -> Decoder:
-    """The model of a checkpoint, in evaluation mode."""
-    state = torch.load(path, map_location=device(), weights_only=True)
-    model = Decoder(Config(**state["config"])).to(device())
-    model.load_state_dict(state["model"])
-    return model.eval()
+    """The model of a checkpoint, or of a folder that `export.py` wrote, in evaluation mode and float32."""
+    if path.is_dir():
+        config = Config.of_llama(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        weights = {
+            name.removeprefix("model."): weight.float()
+            for name, weight in load_file(path / "model.safetensors").items()
+        }
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        config, weights = Config(**state["config"]), state["model"]
+    model = Decoder(config)
+    model.load_state_dict(weights)
+    return model.to(device()).eval()
 
 
 def run(arguments: argparse.Namespace) -> Trainer:
@@ -146,7 +174,7 @@ def run(arguments: argparse.Namespace) -> Trainer:
     if last.exists() and not arguments.fresh:
         trainer.load(last)
     elif arguments.init:
-        trainer.model.load_state_dict(load_model(arguments.init).state_dict())
+        trainer.model.start_from(load_model(arguments.init))
     own: list[Document] = []
     if arguments.own:
         from rounds import read_documents
@@ -166,7 +194,8 @@ def run(arguments: argparse.Namespace) -> Trainer:
     source = itertools.islice(every, rank, None, world)
     limit = arguments.minutes * 60
     saved = began = now = time.monotonic()
-    seen, sums, judged_sums = 0, [], []
+    seen = 0
+    sums: dict[str, list[float]] = {"loss": [], "judge": [], "marks": []}
     with (out / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         while trainer.seconds < limit and (not arguments.steps or trainer.step < arguments.steps):
             batch = next(source)
@@ -174,23 +203,22 @@ def run(arguments: argparse.Namespace) -> Trainer:
             done = trainer.step / arguments.steps if arguments.steps else trainer.seconds / limit
             past, now = now, time.monotonic()
             trainer.seconds += now - past
-            loss, judged = trainer.update(batch, rate(done, arguments.level), precision)
+            parts = trainer.update(batch, rate(done, arguments.level), precision)
             seen += batch.ids.numel()
-            sums.append(loss)
-            if judged == judged:
-                judged_sums.append(judged)
+            for values, value in zip(sums.values(), parts, strict=True):
+                if value == value:
+                    values.append(value)
             if rank == 0 and trainer.step % 20 == 0:
                 record = {
                     "step": trainer.step,
-                    "loss": round(sum(sums) / len(sums), 4),
-                    "judge": round(sum(judged_sums) / max(1, len(judged_sums)), 4),
+                    **{key: round(sum(values) / max(1, len(values)), 4) for key, values in sums.items()},
                     "rate": round(rate(done, arguments.level), 4),
                     "seconds": round(trainer.seconds, 1),
                     "tokens_per_second": round(world * seen / (now - began)),
                 }
                 metrics.write(json.dumps(record) + "\n")
                 metrics.flush()
-                sums, judged_sums = [], []
+                sums = {key: [] for key in sums}
             if rank == 0 and now - saved > arguments.every:
                 trainer.save(last)
                 saved = now
@@ -213,7 +241,7 @@ def parser() -> argparse.ArgumentParser:
         "--level", type=float, default=0.4, help="share of the time before the rate begins to fall"
     )
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--init", type=Path, help="checkpoint to take the weights from")
+    p.add_argument("--init", type=Path, help="checkpoint, or exported folder, to take the weights from")
     p.add_argument("--own", type=Path, nargs="*", help="graded samples of the model, from rounds.py")
     p.add_argument("--own-share", type=float, default=0.5, help="share of documents from --own")
     p.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")

@@ -111,9 +111,71 @@ def test_probes_on_branches_equal_documents_of_their_own(module: Any, tiny: Any)
         length = len(ids)
         mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
         with torch.inference_mode():
-            hidden, _ = tiny(torch.tensor([ids]), torch.arange(length)[None], mask)
+            hidden, *_ = tiny(torch.tensor([ids]), torch.arange(length)[None], mask)
             alone = tiny.logits(hidden)[0, -1, [encoder.yes, encoder.no]].softmax(0)[0]
         assert value == pytest.approx(float(alone), abs=1e-6)
+
+
+def test_marks_tell_where_a_line_goes_wrong(module: Any) -> None:
+    """From the token that no true line has, and as many tokens of the true line in its place."""
+    data = module("data")
+    encoder = data.Encoder(TOKENIZER)
+    text = "Ann has 3 + 4 = 7 pens.\nBen has 9 - 7 = 2 pens.\nThe answer is 2."
+    wrong = "Ann has 3 + 4 = 8 pens."
+    chat = (Message("user", "How many?"), Message("assistant", text, loss=True))
+    row = encoder.row(Document(chat, (Probe(0, STEP_QUESTION, 0.0, wrong),)))
+    said: dict[float, str] = {}
+    for right in (0.0, 1.0):
+        said[right] = encoder.tokenizer.decode(
+            [row.ids[index] for index, label in row.marks if label == right]
+        )
+    assert said == {0.0: "8 pens.", 1.0: "7 pens."}
+    step = encoder.row(Document(chat, (Probe(text.index("\n"), STEP_QUESTION, 1.0),)))
+    assert not step.marks, "a right step alone has nothing to be compared with"
+
+
+def test_a_deeper_model_starts_as_the_one_it_comes_from(module: Any, tiny: Any) -> None:
+    model = module("model")
+    deeper = model.Decoder(model.Config(hidden=32, layers=4, heads=2, kv_heads=1, head_dim=16, ffn=64)).eval()
+    deeper.start_from(tiny)
+    ids = torch.tensor([[1, 5, 9, 2, 7]])
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    with torch.inference_mode():
+        assert torch.equal(
+            deeper(ids, torch.arange(5)[None], mask)[0], tiny(ids, torch.arange(5)[None], mask)[0]
+        )
+    with pytest.raises(RuntimeError, match="layers"):
+        tiny.start_from(deeper)
+
+
+def test_training_goes_on_from_an_exported_folder(module: Any, tmp_path: Path) -> None:
+    trainer = module("train").run(arguments(module, tmp_path / "run"))
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    module("export").export(tmp_path / "run" / "last.pt", folder, 1.0)
+    loaded = module("train").load_model(folder)
+    assert loaded.config == trainer.model.config
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.allclose(loaded.state_dict()[name], weight, atol=1e-3), "but for float16"
+
+
+def test_contrasts_put_an_own_mistake_beside_the_true_step(module: Any) -> None:
+    rounds = module("rounds")
+    task = skill("words")
+    problem = task.problem("train", 5)
+    truth = problem.solution.split("\n")
+    early = f"{truth[0]}\nThe answer is 999."
+    grades = [task.grade(problem, text) for text in (problem.solution, early, "Nothing.\nThe answer is 1.")]
+    found = rounds.contrast(problem, problem.question, grades, random.Random(0))
+    assert found is not None
+    assert found.messages[-1] == Message("assistant", problem.solution, loss=True)
+    assert [(probe.at, probe.yes, probe.instead) for probe in found.probes] == [
+        (len(truth[0]), 1.0, ""),
+        (0, 0.0, "Nothing."),
+        (len(truth[0]) + 1 + len(truth[1]), 1.0, ""),
+        (len(truth[0]) + 1, 0.0, "The answer is 999."),
+    ]
+    assert rounds.contrast(problem, problem.question, grades[:1], random.Random(0)) is None
 
 
 def test_loss_is_on_the_assistant_alone(module: Any) -> None:
@@ -139,7 +201,7 @@ def test_sampling_with_a_cache_equals_without(module: Any, tiny: Any) -> None:
         while len(ids) < start + 12 and ids[-1] != data.END:
             mask = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool).tril()
             with torch.inference_mode():
-                hidden, _ = tiny(torch.tensor([ids]), torch.arange(len(ids))[None], mask)
+                hidden, *_ = tiny(torch.tensor([ids]), torch.arange(len(ids))[None], mask)
                 ids.append(int(tiny.logits(hidden)[0, -1].argmax()))
         plain = [token for token in ids[start:] if token != data.END]
         assert group == [encoder.tokenizer.decode(plain, skip_special_tokens=False)] * 2

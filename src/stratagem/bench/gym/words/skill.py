@@ -114,7 +114,7 @@ class Words:
                     question, text, loss=False, probes=step_probes(self.grade(problem, text), text)
                 )
             else:
-                probes = self._contrasts(problem, rng) if kind < 0.5 else ()
+                probes = self._contrasts(problem, rng) if kind < 0.8 else ()
                 yield _document(question, problem.solution, loss=True, probes=probes)
 
     def _contrasts(self, problem: Problem, rng: random.Random) -> tuple[Probe, ...]:
