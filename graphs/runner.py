@@ -3,47 +3,49 @@
 A run is one thread of a LangGraph graph with a single node. Its specification stands in the first checkpoint,
 its answer in the last; in between, the finished model calls are the journal's to keep (a backend that wraps
 the models given here). So a run that was killed is started from its beginning, with the same seed, and gets
-from the journal what it has paid for already.
+from the journal what it has paid for already. A run that its budget has stopped goes on in the same way under
+a larger one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.base import Checkpoint, CheckpointTuple, empty_checkpoint
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
-from stratagem.core.errors import ConfigurationError, StoreError, StratagemError
+from stratagem.core.errors import ConfigurationError, StoreError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.core.trace import Trace
+from stratagem.graphs._sitting import Sitting, Spent, affords, roomier
 from stratagem.graphs.stores import Store, damaged, open_store
 
 _MARK = "stratagem"  # in the metadata of our checkpoints: the same database may hold other graphs
 _NODE = "strategy"
+_SPENT = "spent"  # namespace, and key in the metadata, of the one checkpoint per run that is written over
 
 
 _RUNNING: set[tuple[object, str]] = set()  # store and run: every runner of this process knows them
 
 
 class _Spec(BaseModel):
-    """All that decides the answer of a run."""
+    """All that decides the answer of a run; only its budget may change."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,19 +57,18 @@ class _Spec(BaseModel):
 
 
 class _Kept(BaseModel):
-    """A run as a checkpoint has it."""
+    """A run as the store has it."""
 
     spec: _Spec
-    seconds: float = 0.0  # run so far, in sittings that were interrupted
     answer: Answer | None = None
+    spent: Spent = Spent()
 
 
 class _State(TypedDict, total=False):
-    """The fields of :class:`_Kept` as plain data, which is all that a checkpoint should hold."""
+    """The specification and the answer as plain data, which is all that a checkpoint should hold."""
 
     spec: dict[str, Any]
-    seconds: float
-    answer: dict[str, Any]
+    answer: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class _Context:
 
     models: Mapping[str, Backend]
     trace: Trace
+    sitting: Sitting
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +139,19 @@ class Runner:
         run_id: str | None = None,
         trace: Trace | None = None,
     ) -> Answer:
-        """The strategy's answer. A run of that id that was interrupted is resumed, a finished one is read.
+        """The strategy's answer. A run of that id that was interrupted is resumed, a finished one is read; one
+        that its budget has stopped is read as well, or goes on if the budget given now has more room.
 
         Args:
             models: backends by role, wrapped in a journal if a resumed run shall pay for no call twice.
-            budget: holds for the whole run: what a journal replays counts again, and so do the seconds of
-                earlier sittings, but not those of a sitting that was killed.
+            budget: the total over all sittings of the run (default: as it was, at first without limits). What a
+                journal replays counts as it did when it was paid, and so do the seconds of earlier sittings, of
+                one that was killed up to its last finished call. Not counted is what an earlier sitting spent on
+                calls that it did not finish, or on a completion cut short by a budget that was smaller.
             run_id: a name for the run (default: one is made of the time).
 
         Raises:
-            ConfigurationError: that id is another run's, or is running now.
+            ConfigurationError: that id is another run's, or is running now, or has spent more than ``budget``.
         """
         try:
             spec = _Spec(strategy=strategy.dump(), task=task, seed=seed, budget=budget or Budget())
@@ -156,17 +161,25 @@ class Runner:
             ) from None
         run_id = _checked(run_id) if run_id is not None else _new_id()
         known = await self._read(run_id)
-        if known is not None:
-            _same(run_id, known.spec, spec)
-        return await self._go(run_id, known or _Kept(spec=spec), models, trace, fresh=known is None)
+        if known is None:
+            return await self._sit(run_id, _Kept(spec=spec), models, trace, _State(spec=_dumped(spec)))
+        _same(run_id, known.spec, spec)
+        return await self._go(run_id, known, models, budget, trace)
 
     async def resume(
-        self, run_id: str, models: Mapping[str, Backend], *, trace: Trace | None = None
+        self,
+        run_id: str,
+        models: Mapping[str, Backend],
+        *,
+        budget: Budget | None = None,
+        trace: Trace | None = None,
     ) -> Answer:
         """The answer of a run in the store: read if it is finished, else worked out from where it stopped.
 
+        ``budget`` is as in :meth:`run`: a larger one makes a run go on that its budget has stopped.
+
         Raises:
-            ConfigurationError: there is no run of that id, or it is running now.
+            ConfigurationError: there is no run of that id, or it is running now, or has spent more than ``budget``.
         """
         known = await self._read(run_id)
         if known is None:
@@ -174,7 +187,7 @@ class Runner:
                 f"There is no run {run_id!r} in the store {self.store.name}.",
                 remedy=_some([state.run_id for state in await self.runs()]),
             )
-        return await self._go(run_id, known, models, trace, fresh=False)
+        return await self._go(run_id, known, models, budget, trace)
 
     async def runs(self) -> list[RunState]:
         """All runs in the store, the one last active first."""
@@ -197,9 +210,12 @@ class Runner:
     async def _read(self, run_id: str) -> _Kept | None:
         with self.store.guard():
             item = await self.store.saver.aget_tuple({"configurable": {"thread_id": run_id}})
-        return self._kept(run_id, item) if item is not None else None
+            if item is None:
+                return None
+            spent = await self.store.saver.aget_tuple(_spent_of(run_id))
+        return self._kept(run_id, item, spent)
 
-    def _kept(self, run_id: str, item: CheckpointTuple) -> _Kept:
+    def _kept(self, run_id: str, item: CheckpointTuple, spent: CheckpointTuple | None = None) -> _Kept:
         try:
             if not item.metadata.get(_MARK):
                 raise StoreError(
@@ -207,22 +223,42 @@ class Runner:
                     remedy="Use another run id.",
                 )
             values = item.checkpoint["channel_values"]
-            # The first checkpoint still has the state at the graph's entry.
-            return _Kept.model_validate(values if "spec" in values else values[START])
-        except (AttributeError, KeyError, TypeError, ValidationError) as error:
+            # The first checkpoint of a sitting still has what it begins with at the graph's entry.
+            kept = {**values, **values.get(START, {})}
+            if spent is not None:
+                kept["spent"] = dict(spent.metadata)[_SPENT]
+            return _Kept.model_validate(kept)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise damaged(self.store.name, f"run {run_id!r} is not as this version writes it") from error
 
     async def _go(
         self,
         run_id: str,
+        known: _Kept,
+        models: Mapping[str, Backend],
+        budget: Budget | None,
+        trace: Trace | None,
+    ) -> Answer:
+        """The answer of a run that is in the store."""
+        begin: _State | None = None
+        was, answer = known.spec.budget, known.answer
+        if budget is not None and budget != was:
+            affords(run_id, budget, known.spent)
+            if answer is None or (answer.stopped in ("budget", "deadline") and roomier(budget, was)):
+                answer = None
+                known = known.model_copy(update={"spec": known.spec.model_copy(update={"budget": budget})})
+                begin = _State(spec=_dumped(known.spec), answer=None)
+        return answer or await self._sit(run_id, known, models, trace, begin)
+
+    async def _sit(
+        self,
+        run_id: str,
         kept: _Kept,
         models: Mapping[str, Backend],
         trace: Trace | None,
-        *,
-        fresh: bool,
+        begin: _State | None,
     ) -> Answer:
-        if kept.answer is not None:
-            return kept.answer
+        """One attempt at a run, from its beginning."""
         running = (self.store.name if self._where is not None else id(self), run_id)
         if running in _RUNNING:
             raise ConfigurationError(
@@ -230,51 +266,49 @@ class Runner:
             )
         trace = trace or Trace()
         trace.run_id = trace.run_id or run_id
-        begin = _State(spec=kept.spec.model_dump(mode="json")) if fresh else None
         config: RunnableConfig = {
             "configurable": {"thread_id": run_id},
             "metadata": {_MARK: True},
             "run_name": run_id,
         }
-        _RUNNING.add(running)
-        clock = asyncio.get_running_loop().time
-        started = clock()
-        try:
+
+        async def write(spent: Spent) -> None:
+            metadata: Any = {_SPENT: spent.model_dump()}
             with self.store.guard():
-                values = await self._graph.ainvoke(
-                    begin, config, context=_Context(models, trace), durability="sync"
-                )
-        except (asyncio.CancelledError, StratagemError) as error:
-            if kept.spec.budget.seconds is not None and not isinstance(error, StoreError):
-                await self._note(config, kept.spec, kept.seconds + clock() - started)
-            raise
+                await self.store.saver.aput(_spent_of(run_id), _empty(), metadata, {})
+
+        sitting = Sitting(kept.spent, write)
+        _RUNNING.add(running)
+        trace.listeners.insert(0, sitting.hear)  # before those that may raise
+        try:
+            async with sitting.kept():
+                with self.store.guard():
+                    values = await self._graph.ainvoke(
+                        begin, config, context=_Context(models, trace, sitting), durability="sync"
+                    )
         finally:
+            trace.listeners.remove(sitting.hear)
             _RUNNING.discard(running)
         return Answer.model_validate(values["answer"])
-
-    async def _note(self, config: RunnableConfig, spec: _Spec, seconds: float) -> None:
-        """Keep how long an interrupted sitting was (it may have been too short to keep its specification)."""
-        state = _State(spec=spec.model_dump(mode="json"), seconds=seconds)
-        # The interruption is what the caller must hear of, not this.
-        with suppress(StoreError), self.store.guard():
-            await self._graph.aupdate_state(config, state, as_node=START)
 
 
 async def _answer(state: _State, runtime: Runtime[_Context]) -> dict[str, Any]:
     """The graph's only node."""
-    kept, context, info = _Kept.model_validate(state), runtime.context, runtime.execution_info
+    spec, context, info = _Kept.model_validate(state).spec, runtime.context, runtime.execution_info
     assert info is not None  # LangGraph fills it before it calls a node
-    budget = kept.spec.budget
+    budget = spec.budget
     if budget.seconds is not None:
-        budget = budget.model_copy(update={"seconds": max(0.0, budget.seconds - kept.seconds)})
+        left = max(0.0, budget.seconds - context.sitting.earlier.seconds)
+        budget = budget.model_copy(update={"seconds": left})
+    context.sitting.ledger = Ledger(budget)
     run = Run(
         context.models,
-        ledger=Ledger(budget),
-        seed=kept.spec.seed,
+        ledger=context.sitting.ledger,
+        seed=spec.seed,
         trace=context.trace,
         run_id=info.thread_id or "",
     )
-    answer = await execute(Strategy.load(kept.spec.strategy), kept.spec.task, run)
+    answer = await execute(Strategy.load(spec.strategy), spec.task, run)
     return {"answer": answer.model_dump(mode="json")}
 
 
@@ -288,10 +322,24 @@ def _checked(run_id: str) -> str:
     return run_id
 
 
+def _dumped(spec: _Spec) -> dict[str, Any]:
+    return spec.model_dump(mode="json")
+
+
+def _spent_of(run_id: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": run_id, "checkpoint_ns": _SPENT}}
+
+
+def _empty() -> Checkpoint:
+    checkpoint = empty_checkpoint()
+    checkpoint["id"] = _SPENT  # the same one each time, so that it is written over
+    return checkpoint
+
+
 def _same(run_id: str, known: _Spec, given: _Spec) -> None:
     """Refuse to mix two runs under one id."""
     old, new = known.model_dump(mode="json"), given.model_dump(mode="json")
-    differing = [key for key in new if old[key] != new[key]]
+    differing = [key for key in new if key != "budget" and old[key] != new[key]]
     if not differing:
         return
     key = differing[0]

@@ -7,7 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from stratagem.backends._replay.codec import (
     dump_completion,
@@ -34,11 +34,28 @@ from stratagem.core.usage import Meter, Usage
 _Found = dict[int, tuple[Completion, Usage]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """Where a completion is remembered: by all of its request but `max_tokens`, unless that cut it short."""
+
+    ended: str
+    max_tokens: int
+
+    @property
+    def cut(self) -> str:
+        return f"{self.ended}/{self.max_tokens}"
+
+    def of(self, completion: Completion) -> str:
+        return self.ended if completion.finish == "stop" else self.cut
+
+
 class Replaying(ABC):
     """Remembers each completion by the content of its request, seed included, whatever its siblings are.
 
     A completion is remembered before it is handed on. What is replayed is metered with what it cost then, as it
-    is handed on. A request that is drawn at random (no seed, temperature not 0) always goes to the backend.
+    is handed on. A request that is drawn at random (no seed, temperature not 0) always goes to the backend. One
+    that ended by itself is what any `max_tokens` that holds it would have given: a run that went short of budget
+    finds it again under a larger one.
     """
 
     def __init__(self, inner: Backend) -> None:
@@ -74,12 +91,13 @@ class Replaying(ABC):
         found = await self._found(keys)
         if not found and request.n == 1:
             generation = await self.inner.generate(request, meter)
-            await self.remember({keys[0]: dump_completion(generation.completions[0], generation.usage)})
+            done = generation.completions[0]
+            await self.remember({keys[0].of(done): dump_completion(done, generation.usage)})
             return generation
         # As a stream, each completion is remembered when it has ended and not when its slowest sibling has.
         async with self._streaming(request, meter, keys, found, deltas=False) as stream:
-            done = {c.index: c.completion async for c in stream if c.completion is not None}
-        return Generation(tuple(done[i] for i in range(request.n)), stream.usage, stream.replayed)
+            drawn = {c.index: c.completion async for c in stream if c.completion is not None}
+        return Generation(tuple(drawn[i] for i in range(request.n)), stream.usage, stream.replayed)
 
     @asynccontextmanager
     async def stream(
@@ -117,17 +135,25 @@ class Replaying(ABC):
         model = (await self.capabilities()).model
         return hashlib.sha256(f"{self.name}\x00{model}".encode()).hexdigest()[:16]
 
-    async def _keys(self, request: Request) -> list[str]:
+    async def _keys(self, request: Request) -> list[_Key]:
         identity = await self._identity()
-        return [f"{identity}/{request.sibling(i).key()}" for i in range(request.n)]
+        shared = [replace(request.sibling(i), max_tokens=0).key() for i in range(request.n)]
+        return [_Key(f"{identity}/{key}", request.max_tokens) for key in shared]
 
-    async def _found(self, keys: Sequence[str]) -> _Found:
-        texts = await self.recall(keys)
-        return {i: load_completion(texts[key], i) for i, key in enumerate(keys) if key in texts}
+    async def _found(self, keys: Sequence[_Key]) -> _Found:
+        texts = await self.recall([text for key in keys for text in (key.ended, key.cut)])
+        found: _Found = {}
+        for i, key in enumerate(keys):
+            text = texts.get(key.cut, texts.get(key.ended))
+            if text is not None:
+                completion, usage = load_completion(text, i)
+                if completion.token_count <= key.max_tokens:
+                    found[i] = (completion, usage)
+        return found
 
     @asynccontextmanager
     async def _streaming(
-        self, request: Request, meter: Meter, keys: Sequence[str], found: _Found, *, deltas: bool
+        self, request: Request, meter: Meter, keys: Sequence[_Key], found: _Found, *, deltas: bool
     ) -> AsyncIterator[_Merged]:
         merged = _Merged(request.n, found, meter)
         readers = [
@@ -148,7 +174,7 @@ class Replaying(ABC):
         merged: _Merged,
         request: Request,
         start: int,
-        keys: Sequence[str],
+        keys: Sequence[_Key],
         meter: Meter,
         deltas: bool,
     ) -> None:
@@ -166,7 +192,7 @@ class Replaying(ABC):
                     # What has been spent since the last one, so that the rows sum up to the whole.
                     spent = minus(stream.usage, remembered)
                     remembered = remembered + spent
-                    last = (keys[chunk.index], done, spent)
+                    last = (keys[chunk.index].of(done), done, spent)
                     await self.remember({last[0]: dump_completion(done, spent)})
                 merged.give(replace(chunk, index=index, completion=done))
         rest = minus(stream.usage, remembered)

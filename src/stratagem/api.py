@@ -41,10 +41,12 @@ async def solve(
         strategy: an object, its kind, its plain data, or a YAML/JSON file.
         llm: the model that answers (default: the embedded one); ``judge``: the one that judges (default: the
             same); ``models``: any further roles.
-        budget: limits, as an object or as ``"tokens=20000,seconds=30"``.
+        budget: limits, as an object or as ``"tokens=20000,seconds=30"``. In a store they are for all sittings of
+            a run together, and hold until others are given.
         seed: the same seed gives the same answer on the same backend.
         store: SQLite file or PostgreSQL DSN for checkpoints and the journal of finished calls. With the
-            ``run_id`` of an earlier, unfinished run it goes on where that was and pays for nothing twice.
+            ``run_id`` of an earlier, unfinished run it goes on where that was and pays for no finished call
+            twice; so does one that its budget has stopped, under a larger one.
         trace: collects the events; give it listeners to follow the run.
 
     Raises:

@@ -257,7 +257,6 @@ def test_an_unknown_run_is_an_error_that_names_known_ones(store: str | Path) -> 
         ({"strategy": Direct()}, r"strategy.*self_consistency.*direct"),
         ({"task": Task.of("How few?")}, r"task.*How many\?.*How few\?"),
         ({"seed": 1}, "seed: 0, not 1"),
-        ({"budget": Budget(calls=1)}, r'budget.*"calls": 1'),
     ],
 )
 def test_another_run_under_an_existing_id_is_refused(

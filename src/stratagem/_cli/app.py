@@ -129,7 +129,11 @@ def solve(
     ] = None,
     run_id: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="The run in the store to go on with.", rich_help_panel=_LIMITS),
+        typer.Option(
+            metavar="ID",
+            help="The run in the store to go on with; under a larger --budget, also where that had stopped it.",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     as_json: AsJson = False,
     trace: Annotated[

@@ -26,6 +26,7 @@ from stratagem._cli.console import (
     write_line,
 )
 from stratagem._cli.interrupt import INTERRUPTED
+from stratagem._cli.live import watched
 from stratagem._cli.progress import Progress
 from stratagem._cli.votes import votes
 from stratagem.api import new_run_id
@@ -61,24 +62,30 @@ async def solve(
             stack.callback(lines.close)
             trace.listeners.append(lines)
         try:
-            with progress.shown():
+            with watched(progress):
                 answer = await sg.solve(
                     task, strategy, llm=llm, budget=budget, seed=seed, store=store, run_id=run_id, trace=trace
                 )
             code = 0
         except asyncio.CancelledError:
             answer, code = progress.partial(run_id), INTERRUPTED
+        except sg.BudgetExhausted as error:
+            if store is None:
+                raise
+            remedy = f"The same with --run-id {run_id} and a larger --budget goes on."
+            raise sg.BudgetExhausted(error.message, remedy=remedy) from error
     found = bool(answer.candidates) or answer.value is not None
     if as_json or found:
         model = (await llm.capabilities()).model if found else llm.name  # negotiated by now
         if as_json:
             write_line(json.dumps(as_data(answer, task, strategy, model, seed), ensure_ascii=False))
         else:
-            show(*rendered(answer, strategy, model))
+            show(*await asyncio.to_thread(rendered, answer, strategy, model))  # equality may take long
     else:
         say_error(f"no answer yet, {count(answer.usage.tokens, 'token')} spent", label="stopped")
-    if code and store is not None:
-        say_error(f"the same with --run-id {answer.run_id} goes on", label="stopped")
+    if answer.stopped != "complete" and store is not None:
+        more = "" if code else " and a larger --budget"
+        say_error(f"the same with --run-id {answer.run_id}{more} goes on", label="stopped")
     return code
 
 
@@ -123,8 +130,14 @@ def rendered(answer: sg.Answer, strategy: sg.Strategy, model: str) -> list[Rende
     if answer.text.strip() and answer.text.strip() != answer.value:
         parts += [Text(), Text(safe(answer.text.strip()))]
     if len(answer.candidates) > 1:
-        parts += [Text(), votes(answer.candidates, answer.value)]
+        parts += [Text(), votes(answer.candidates, answer.value, equality_of(strategy))]
     return [*parts, Text(), cost_line(answer, strategy, model)]
+
+
+def equality_of(strategy: sg.Strategy) -> sg.Verifier | None:
+    """By what a strategy that votes has grouped answers: its field ``equality``, if it has one."""
+    equality = getattr(strategy, "equality", None)
+    return equality if isinstance(equality, sg.Verifier) else None
 
 
 def cost_line(answer: sg.Answer, strategy: sg.Strategy, model: str) -> Text:
