@@ -87,7 +87,7 @@ def _of_status(error: openai.APIStatusError, where: str, model: str) -> Failure:
         busy = UnavailableError(f"{where} is unavailable for now: {said}")
         return Failure(busy, resend=True, retry_after=retry_after(error.response.headers))
     if status in (401, 403):
-        remedy = "Give the right api_key=, or set OPENAI_API_KEY."
+        remedy = "Set OPENAI_API_KEY to the right one, or give api_key= (on the command line --api-key-env)."
         return Failure(ConfigurationError(f"{where} does not accept the API key.", remedy=remedy))
     if status >= 500 or status in (408, 409):
         broken = BackendError(f"{where} failed with status {status}: {said}")

@@ -17,6 +17,7 @@ from rich.text import Text
 import stratagem as sg
 from stratagem._cli.console import BAD, DIM, GOOD, STRONG, count, say_error, show, write_line
 from stratagem._cli.interrupt import INTERRUPTED
+from stratagem._cli.live import watched
 from stratagem._cli.scoreboard import Scoreboard
 from stratagem._cli.settings import build_strategy
 from stratagem.backends.journaled import Journal, Journaled
@@ -91,7 +92,7 @@ async def bench(
 
     code = 0
     try:
-        with board.shown():
+        with watched(board):
             results = await run_bench(
                 problems,
                 strategies,

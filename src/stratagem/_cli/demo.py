@@ -18,6 +18,7 @@ import stratagem as sg
 from stratagem._cli.bench import points
 from stratagem._cli.console import ACCENT, BAD, DIM, GOOD, SEPARATOR, STRONG, count, say_error, show, stderr
 from stratagem._cli.interrupt import INTERRUPTED
+from stratagem._cli.live import watched
 from stratagem._cli.scoreboard import Scoreboard
 from stratagem._cli.votes import votes
 from stratagem.bench.data import Problem, load
@@ -56,7 +57,7 @@ async def demo(llm: sg.Backend, *, problems: int = PROBLEMS, limit: float = SECO
     code = 0
     with tempfile.TemporaryDirectory(prefix="stratagem-demo-") as folder:
         try:
-            with board.shown():
+            with watched(board):
                 async with asyncio.timeout(limit):
                     for wave in _waves(data.problems):
                         await _one_wave(wave, llm, Path(folder), board, spent)

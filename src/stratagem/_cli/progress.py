@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from rich.live import Live
 from rich.padding import Padding
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from stratagem._cli.console import ACCENT, DIM, SEPARATOR, count, interactive, percent, safe, seconds, stderr
+from stratagem._cli.console import ACCENT, DIM, SEPARATOR, count, percent, safe, seconds
 from stratagem.core.backend import Finish
 from stratagem.core.run import POLICY
 from stratagem.core.task import Answer, Candidate, Task
@@ -88,22 +85,6 @@ class Progress:
                 best.append(f" ({percent(self._best.confidence)})", DIM)
             row.add_row("", best)
         return Padding(row, (0, 2))
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Draw it while the block runs; nothing at all unless somebody watches."""
-        if not interactive():
-            yield
-            return
-        with Live(
-            self,
-            console=stderr(),
-            transient=True,
-            refresh_per_second=12,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        ):
-            yield
 
     def partial(self, run_id: str) -> Answer:
         """The best answer so far as that of a cancelled run; without value and candidates if there is none."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.console import Group
-from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stratagem._cli.console import ACCENT, BAD, DIM, SEPARATOR, count, interactive, percent, seconds, stderr
+from stratagem._cli.console import ACCENT, BAD, DIM, SEPARATOR, count, percent, seconds
 from stratagem.bench.results import Cell
 from stratagem.bench.runner import Progress
 
@@ -89,19 +87,3 @@ class Scoreboard:
         right = round(tally.right * scale)
         wrong = round(tally.done * scale) - right
         return Text.assemble(("━" * right, ACCENT), ("─" * wrong, DIM), " " * (_BAR - right - wrong))
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Draw it while the block runs; nothing at all unless somebody watches."""
-        if not interactive():
-            yield
-            return
-        with Live(
-            self,
-            console=stderr(),
-            transient=True,
-            refresh_per_second=8,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        ):
-            yield
