@@ -47,6 +47,7 @@ def assert_told(done: CompletedProcess[str], *words: str) -> None:
         ((*ASK, "--budget", "seconds=-1"), ("seconds='-1'", "greater than or equal to 0")),
         ((*ASK, "--base-url", "localhost:8000"), ("localhost:8000", "http://localhost:8000/v1")),
         ((*ASK, "--api-key-env", "NO_SUCH_KEY"), ("NO_SUCH_KEY is not set", "export NO_SUCH_KEY")),
+        ((*ASK, "--api-key-env", "PATH"), ("shipped model takes no API key", "--base-url")),
         ((*ASK, "--run-id", "a"), ("--run-id needs --store",)),
         ((*ASK, "--no-such-option"), ("--no-such-option", "stratagem solve --help")),
         (("resolve",), ("resolve", "stratagem --help")),
@@ -123,7 +124,7 @@ def test_what_the_server_refuses(cli: Cli, tmp_path: Path) -> None:
                 assert key not in done.stderr
 
             await told(*ASK, "--model", "gpt-17", words=("gpt-17", server.settings.model))
-            await told(*ASK, words=("does not accept the API key",), key="wrong-key")
+            await told(*ASK, words=("does not accept the API key", "--api-key-env"), key="wrong-key")
             await told("solve", "why? " * 400, words=("tokens",))
             await told(
                 *ASK, "--budget", "tokens=3", words=("budget is exhausted", "tokens=3", "Raise --budget")

@@ -53,14 +53,14 @@ def connect(base_url: str | None, model: str | None, api_key_env: str | None) ->
 
     if api_key_env is None:
         return sg.connect(base_url, model=model)
-    if base_url is None:
-        raise ConfigurationError(
-            "The shipped model takes no API key.", remedy="Leave out --api-key-env, or give --base-url."
-        )
     key = os.environ.get(api_key_env)
     if not key:
         raise ConfigurationError(
             f"The environment variable {api_key_env} is not set.", remedy=f"Run: export {api_key_env}=..."
+        )
+    if base_url is None:
+        raise ConfigurationError(
+            "The shipped model takes no API key.", remedy="Leave out --api-key-env, or give --base-url."
         )
     return sg.connect(base_url, model=model, api_key=key)
 
