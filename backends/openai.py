@@ -73,7 +73,7 @@ class OpenAIBackend:
         permits: sequences decoded at the same time, and the most connections.
         rate: requests per second; default: no limit.
         timeout: seconds for one request.
-        first_token_timeout: seconds until a stream shows its first token.
+        first_token_timeout: seconds from sending a request until its stream shows its first token.
         retries: how often a failed request is sent again.
         prices: for `Usage.money`.
         abort_slack: what a vLLM server decodes at most, in tokens per completion, between losing a client and

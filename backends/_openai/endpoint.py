@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -44,9 +44,10 @@ class Settings:
 
 @dataclass(slots=True)
 class Attempt:
-    """One try at a request. `sent`: its first bytes may have left this machine."""
+    """One try at a request. `sent`: its first bytes may have left this machine; `leaving` is called then."""
 
     sent: bool = False
+    leaving: Callable[[], object] | None = None
 
 
 _attempt: ContextVar[Attempt | None] = ContextVar("stratagem_openai_attempt", default=None)
@@ -61,12 +62,14 @@ async def _watch(request: httpx2.Request) -> None:
     async def trace(event: str, _info: Mapping[str, Any]) -> None:
         if event.endswith("send_request_headers.started"):
             attempt.sent = True
+            if attempt.leaving is not None:
+                attempt.leaving()
 
     request.extensions["trace"] = trace
 
 
 class Endpoint:
-    """Sends requests. Belongs to one event loop; the connections are at most the permits.
+    """Sends requests. Belongs to one event loop; the connections are at most the permits, whatever is sent.
 
     Closed with the loop, if not before: a script may run many (`asyncio.run`), and each would leave its sockets.
     """
@@ -167,7 +170,7 @@ class Endpoint:
         """
         _attempt.set(attempt)
         first = self._settings.first_token_timeout
-        async with asyncio.timeout(self._settings.timeout), _until_started(first) as timer:
+        async with asyncio.timeout(self._settings.timeout), _until_started(first, attempt) as timer:
             # Asked for as a Response, a streamed answer comes as that, unread, whatever the stub says.
             opened: object = await self._client.post(
                 url, body=body, cast_to=httpx2.Response, stream=True, stream_cls=AsyncStream[object]
@@ -183,9 +186,16 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def _until_started(limit: float | None) -> AsyncIterator[asyncio.Timeout]:
-    """A time limit that is to be lifted when the first token comes."""
-    timer = asyncio.timeout(limit)
+async def _until_started(limit: float | None, attempt: Attempt) -> AsyncIterator[asyncio.Timeout]:
+    """A time limit, from when the request is sent, that is to be lifted when the first token comes.
+
+    What was counted before (/tokenize) takes connections without permits, so a request may wait for one, and that
+    is not the server's time.
+    """
+    timer = asyncio.timeout(None)
+    if limit is not None:
+        clock = asyncio.get_running_loop().time
+        attempt.leaving = lambda: timer.reschedule(clock() + limit)
     try:
         async with timer:
             yield timer
