@@ -4,72 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import random
-from functools import partial
-from typing import Any
 
 import pytest
 
+from runs_kit import cancel_at_random_points, strategies
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import BackendError, BudgetExhausted
-from stratagem.core.execute import execute
-from stratagem.core.protocols import Strategy
 from stratagem.core.run import POLICY, Run
 from stratagem.core.task import Task
-from stratagem.testing.loops import StepLoop, run
+from stratagem.testing.loops import run
 from stratagem.testing.toy import ToyModel, jittered
 
 TASK = Task.of("How many apples are left?")
-STRATEGIES: list[dict[str, Any]] = [
-    {"kind": "direct", "max_tokens": 20},
-    {"kind": "chain_of_thought", "max_tokens": 20},
-    {"kind": "self_consistency", "n": 8, "max_tokens": 20},
-    {"kind": "self_consistency", "n": 8, "max_tokens": 20, "equality": "math"},
-    {"kind": "weighted_vote", "n": 8, "max_tokens": 20},
-    {"kind": "weighted_vote", "n": 6, "max_tokens": 20, "by": "verifier", "verifier": "judge"},
-    {"kind": "best_of_n", "n": 8, "max_tokens": 20},
-    {"kind": "best_of_n", "n": 6, "max_tokens": 20, "verifier": "restart"},
-]
 
 
 def test_500_random_points(capsys: pytest.CaptureFixture[str]) -> None:
-    reached = run(_cancel_at_random_points(500))
+    chosen = strategies(8, beside=False)
+
+    async def main() -> int:
+        toys: list[ToyModel] = []
+
+        def toy(number: int) -> ToyModel:
+            # Two permits and a budget of about 150 tokens make calls wait for both.
+            permits = random.Random(number).choice([None, 1, 2])
+            toys.append(ToyModel(permits=permits, pace=jittered(number, most=2)))
+            return toys[-1]
+
+        async def check(ledger: Ledger) -> None:
+            books = toys[-1].books
+            assert (books.in_flight, books.permits) == (0, 0)
+            assert ledger.spent == books.usage
+
+        return await cancel_at_random_points(500, chosen, toy, check, tokens=[None, 150, 600])
+
+    taken = run(main())
     with capsys.disabled():
-        print(f"\ncancelled at 500 random points of {len(STRATEGIES)} strategies, {reached} while under way")
-    assert reached > 300
-
-
-def _cancel(task: asyncio.Task[Any], asked: list[bool]) -> None:
-    asked.append(task.cancel())
-
-
-async def _cancel_at_random_points(points: int) -> int:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, StepLoop)
-    rng = random.Random(0)
-    lengths: dict[int, int] = {}
-    reached = 0
-    for point in range(points):
-        which = point % len(STRATEGIES)
-        strategy = Strategy.load(STRATEGIES[which])
-        # Two permits and a budget of about 150 tokens make calls wait for both.
-        toy = ToyModel(permits=rng.choice([None, 1, 2]), pace=jittered(point, most=2))
-        budget = Budget(tokens=rng.choice([None, 150, 600]), seconds=rng.choice([None, 60]))
-        ledger = Ledger(budget, clock=loop.time)
-        begun = loop.steps
-        task = asyncio.create_task(execute(strategy, TASK, Run({POLICY: toy}, ledger=ledger, seed=point)))
-        asked: list[bool] = []
-        loop.plan(rng.randint(1, lengths.get(which, 40)), partial(_cancel, task, asked))
-        await asyncio.wait({task})
-        loop.cancel_plan()
-        lengths[which] = max(lengths.get(which, 0), loop.steps - begun)
-        assert task.cancelled() == any(asked), (strategy, point)
-        reached += task.cancelled()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert ledger.idle
-        assert (toy.books.in_flight, toy.books.permits) == (0, 0)
-        assert ledger.spent == toy.books.usage
-    return reached
+        print(f"\n{len(chosen)} strategies cancelled at 500 random points while under way, in {taken} runs")
 
 
 def test_a_cancellation_is_not_lost_to_an_error_inside() -> None:

@@ -33,10 +33,11 @@ class StepLoop(asyncio.SelectorEventLoop):
 
     def _due(self) -> Callable[[], object] | None:
         self.steps += 1
-        if self._planned is None or self.steps < self._planned[0]:
+        planned = self._planned  # read once: other threads come here as well
+        if planned is None or self.steps < planned[0]:
             return None
-        action, self._planned = self._planned[1], None
-        return action
+        self._planned = None
+        return planned[1]
 
     def call_soon(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None

@@ -1,0 +1,172 @@
+"""Runs of every strategy and the ends that may come to them: what the tests of cost and of cancellation share."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from stratagem.core.backend import Backend
+from stratagem.core.budget import Budget, Ledger
+from stratagem.core.component import parameter
+from stratagem.core.errors import BackendError, BudgetExhausted
+from stratagem.core.execute import execute
+from stratagem.core.protocols import Strategy, Verifier
+from stratagem.core.run import POLICY, Run, Sampling
+from stratagem.core.task import Answer, Candidate, Task
+from stratagem.core.trace import Record, Retried, Trace
+from stratagem.core.usage import Usage
+from stratagem.testing.loops import StepLoop
+
+
+class Leaves(Strategy):
+    """Leaves a stream after some pieces; may ask a judge about the first of them meanwhile."""
+
+    kind: ClassVar[str] = "leaves"
+
+    n: int = parameter(3, "Completions.", ge=1)
+    pieces: int = parameter(6, "Pieces to read.", ge=1)
+    judged: bool = parameter(True, "Ask a judge; its call goes on beside the stream.")
+
+    async def __call__(self, task: Task, run: Run) -> Answer:
+        texts = [""] * self.n
+        left = self.pieces
+        async with run.stream(task, self.n, sampling=Sampling(max_tokens=20)) as stream:
+            async for chunk in stream:
+                texts[chunk.index] += chunk.text
+                run.propose(Answer(text=texts[chunk.index]))
+                if self.judged and left == self.pieces:
+                    begun = Candidate(texts[chunk.index], prompt=task.messages)
+                    await run.verify(Verifier.load("restart"), task, [begun])
+                left -= 1
+                if not left:
+                    break
+        return run.propose(Answer(text=max(texts, key=len)))
+
+
+def strategies(n: int, max_tokens: int = 20, *, beside: bool = True) -> list[Strategy]:
+    """Each strategy, with each kind of judge, of ``n`` samples or somewhat fewer.
+
+    ``beside``: one asks a judge while it holds a stream, which a model with a single permit cannot answer.
+    """
+    few = n * 3 // 4
+    settings: tuple[dict[str, Any], ...] = (
+        {"kind": "direct"},
+        {"kind": "chain_of_thought"},
+        {"kind": "self_consistency", "n": n},
+        {"kind": "self_consistency", "n": n, "equality": "math"},
+        {"kind": "weighted_vote", "n": n},
+        {"kind": "weighted_vote", "n": few, "by": "verifier", "verifier": "judge"},
+        {"kind": "best_of_n", "n": n},
+        {"kind": "best_of_n", "n": few, "verifier": "restart"},
+    )
+    loaded = [Strategy.load({"max_tokens": max_tokens, **each}) for each in settings]
+    return [*loaded, Leaves(n=few, judged=beside), Leaves(n=1, pieces=2, judged=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run that has come to an end of whatever kind."""
+
+    strategy: Strategy
+    spent: Usage
+    trace: Trace
+    cut: bool  # cancelled, failed, or its time was up
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether every call of it ended well: none was stopped, and none sent again that may have been billed."""
+        again = any(event.maybe_billed for event in self.trace.of(Retried))
+        return not (self.cut or again or isinstance(self.strategy, Leaves))
+
+
+async def random_run(backend: Backend, strategy: Strategy, number: int, rng: random.Random) -> Ended:
+    """A run on question ``number`` to which one of many things happens: nothing, a cancellation some time after
+    one of its events, or a budget of tokens or seconds."""
+    loop = asyncio.get_running_loop()
+    plan = rng.choice(("nothing", "nothing", "cancel", "tokens", "seconds"))
+    limits = {"tokens": Budget(tokens=rng.randint(60, 900)), "seconds": Budget(seconds=0.3 * rng.random())}
+    ledger, trace = Ledger(limits.get(plan)), Trace()
+    run = Run({POLICY: backend}, ledger=ledger, seed=number, trace=trace)
+    task = asyncio.create_task(execute(strategy, Task.of(f"Run {number}: how many apples?"), run))
+    if plan == "cancel":
+        event = rng.randint(0, 12)
+        later = rng.choice((0.0, rng.expovariate(1 / 0.02)))
+
+        def hear(record: Record) -> None:
+            if record.number == event:
+                loop.call_later(later, task.cancel)
+
+        trace.listeners.append(hear)
+    await asyncio.wait([task])
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, (BackendError, BudgetExhausted)):
+        raise error
+    assert ledger.idle
+    return Ended(strategy, ledger.spent, trace, task.cancelled() or error is not None or plan == "seconds")
+
+
+async def random_runs(
+    backend: Backend, chosen: Sequence[Strategy], numbers: Sequence[int], rng: random.Random, at_once: int
+) -> dict[int, Ended]:
+    """Runs by number, so many at the same time."""
+    ended: dict[int, Ended] = {}
+    left = iter(numbers)
+
+    async def work() -> None:
+        for number in left:  # shared: whoever is free takes the next
+            ended[number] = await random_run(backend, rng.choice(chosen), number, rng)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(work())
+    return ended
+
+
+async def cancel_at_random_points(
+    points: int,
+    chosen: Sequence[Strategy],
+    backend: Callable[[int], Backend],
+    check: Callable[[Ledger], Awaitable[None]],
+    *,
+    tokens: Sequence[int | None],
+    first: int = 0,
+) -> int:
+    """Cancel runs at random steps of the loop, until so many were still under way; how many runs it took.
+
+    ``backend`` gives the model for a run by its number (from ``first`` on), ``tokens`` are the budgets to choose
+    from (tight ones make calls wait), and ``check`` looks at what is left after the end.
+    """
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, StepLoop)
+    lengths: dict[int, int] = {}
+    reached, number = 0, first - 1
+    while reached < points:
+        number += 1
+        rng = random.Random(number)
+        which = number % len(chosen)
+        budget = Budget(tokens=rng.choice(tokens), seconds=rng.choice([None, 60]))
+        ledger = Ledger(budget, clock=loop.time)
+        run = Run({POLICY: backend(number)}, ledger=ledger, seed=number)
+        begun = loop.steps
+        task = asyncio.create_task(execute(chosen[which], Task.of("How many apples are left?"), run))
+        asked: list[bool] = []
+        loop.plan(rng.randint(1, lengths.get(which, 40)), partial(_cancel, task, asked))
+        await asyncio.wait({task})
+        loop.cancel_plan()
+        lengths[which] = max(lengths.get(which, 0), loop.steps - begun)
+        assert task.cancelled() == any(asked), (chosen[which], number)
+        reached += task.cancelled()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            assert isinstance(error, (BackendError, BudgetExhausted)), (chosen[which], number)
+        assert ledger.idle
+        await check(ledger)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+    return number + 1 - first
+
+
+def _cancel(task: asyncio.Task[Any], asked: list[bool]) -> None:
+    asked.append(task.cancel())
