@@ -53,11 +53,12 @@ def show(summary: Summary, goals: Goals) -> None:
         reached = gap.value >= goal and gap.low > 0
         verdict = goals.check(reached, f"at least {100 * goal:+.0f}, interval above 0")
         print(f"{row.strategy:<28}{interval(gap, signed=True):>22}   {verdict}")
-    print("\nwhat k of the samples give, %: majority / any right (pass@k)")
     for curve in summary.curves:
-        pairs = zip(curve.k, curve.majority, curve.any_right, strict=True)
-        points = "   ".join(f"{k}: {100 * vote:.1f} / {100 * best:.1f}" for k, vote, best in pairs)
-        print(f"{curve.strategy:<28}{points}")
+        print(f"\n{'what k samples give, %':<28}" + "".join(f"{k:>8}" for k in curve.k))
+        print(curve.strategy)
+        judged = {f"best by {judge}": values for judge, values in curve.best.items()}
+        for name, values in {"majority": curve.majority, **judged, "any right": curve.any_right}.items():
+            print(f"  {name:<26}" + "".join(f"{100 * value:>8.1f}" for value in values))
     print("\nhow well scores tell right from wrong")
     for c in summary.calibrations:
         print(f"{c.strategy:<28}{c.source:<12} AUC {c.auc:.3f}   ECE {c.ece:.3f}   of {c.size:,}")

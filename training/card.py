@@ -91,6 +91,10 @@ def rows(reports: list[dict[str, Any]]) -> str:
             f"{judge}: AUC / ECE",
             [f"{report[judge]['auc']:.3f} / {report[judge]['ece']:.3f}" for report in reports],
         )
+    add(
+        "right step above wrong one, same lines before",
+        [share(r["step judge"]["right before wrong"]) for r in reports],
+    )
     return "\n".join(lines)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import statistics
 import sys
 from collections import defaultdict
@@ -17,10 +16,11 @@ from pathlib import Path
 
 from data import Encoder
 from rounds import restart_targets, step_ends
-from sampler import sample, yes_probabilities
+from sampler import log_probabilities, sample, yes_probabilities
 from train import load_model
 
 from stratagem.bench.gym import Document, Grade, Message, Probe, skill
+from stratagem.bench.statistics import area_under_curve, expected_calibration_error, paired_difference
 from stratagem.core.prompts import ANSWER_ONLY, RESTART_QUESTION, STEP_BY_STEP, STEP_QUESTION
 
 Scorer = Callable[[Sequence[float], float], float]
@@ -33,42 +33,6 @@ SCORERS: dict[str, Scorer] = {
     "product*restart": lambda steps, restart: (math.prod(steps) if steps else 0.0) * restart,
     "min*restart": lambda steps, restart: min(steps, default=0.0) * restart,
 }
-
-
-def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
-    """Area under the ROC curve by ranks; ties count half."""
-    order = sorted(range(len(scores)), key=scores.__getitem__)
-    ranks = [0.0] * len(scores)
-    start = 0
-    while start < len(order):
-        stop = start
-        while stop < len(order) and scores[order[stop]] == scores[order[start]]:
-            stop += 1
-        for place in order[start:stop]:
-            ranks[place] = (start + stop + 1) / 2
-        start = stop
-    good = sum(labels)
-    bad = len(labels) - good
-    if not good or not bad:
-        return math.nan
-    return (sum(rank for rank, label in zip(ranks, labels, strict=True) if label) - good * (good + 1) / 2) / (
-        good * bad
-    )
-
-
-def ece(scores: Sequence[float], targets: Sequence[float], bins: int = 10) -> float:
-    """Expected calibration error over bins of equal width."""
-    groups: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for score, target in zip(scores, targets, strict=True):
-        groups[min(bins - 1, int(score * bins))].append((score, target))
-    return sum(abs(sum(s - t for s, t in group)) for group in groups.values()) / len(scores)
-
-
-def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean."""
-    rng = random.Random(0)
-    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(draws))
-    return means[int(0.025 * draws)], means[int(0.975 * draws)]
 
 
 def main(arguments: argparse.Namespace) -> dict[str, object]:
@@ -86,6 +50,8 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
     direct = sample(
         model, encoder, [f"{p.question}\n{ANSWER_ONLY}" for p in problems], 1, 1e-4, 7, arguments.rows
     )
+    sure = iter(log_probabilities(model, encoder, questions, texts))
+    likelihood = [math.exp(next(sure)) for group in texts for _ in group]
     documents = [
         _probed(problem.question, text, grade)
         for problem, group, marks in zip(problems, texts, grades, strict=True)
@@ -110,37 +76,43 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
         ),
         f"pass@{n}": statistics.fmean(any(grade.correct for grade in marks) for marks in grades),
         f"majority@{n}": statistics.fmean(majority),
-        "majority gain": interval([m - f for m, f in zip(majority, first, strict=True)]),
+        "majority gain": _gain(majority, first),
         "right answer by wrong steps": statistics.fmean(
             r and not e for r, e in zip(right, ends, strict=True)
         ),
     }
-    for name, scorer in SCORERS.items():
-        values = [scorer(score[:-1], 1 - score[-1]) for score in scores]
+    ranked = {
+        name: [scorer(score[:-1], 1 - score[-1]) for score in scores] for name, scorer in SCORERS.items()
+    }
+    for name, values in {**ranked, "likelihood": likelihood}.items():
         best, vote, within = [], [], []
         for index, (problem, marks) in enumerate(zip(problems, grades, strict=True)):
             window = slice(index * n, index * n + n)
             scored, good = values[window], right[window]
             best.append(float(good[max(range(n), key=scored.__getitem__)]))
             vote.append(_majority(marks, problem.answer, scored))
-            within.append(auc(scored, good))
+            within.append(area_under_curve(scored, good))
         within = [value for value in within if not math.isnan(value)]
         report[f"best-of-{n} by {name}"] = {
             "accuracy": statistics.fmean(best),
-            "gain": interval([b - f for b, f in zip(best, first, strict=True)]),
+            "gain": _gain(best, first),
             "weighted vote": statistics.fmean(vote),
-            "auc": auc(values, right),
+            "auc": area_under_curve(values, right),
             "auc within a problem": statistics.fmean(within) if within else math.nan,
         }
     step_scores = [value for score in scores for value in score[:-1]]
     step_labels = [label for marks in grades for grade in marks for label in grade.right]
     report["step judge"] = {
-        "auc": auc(step_scores, step_labels),
-        "ece": ece(step_scores, list(map(float, step_labels))),
+        "auc": area_under_curve(step_scores, step_labels),
+        "ece": expected_calibration_error(step_scores, list(map(float, step_labels))),
+        "right before wrong": _same_prefix(grades, scores),
     }
     restart = [1 - score[-1] for score in scores]
     tie = [1 - better for marks in grades for better in restart_targets([grade.correct for grade in marks])]
-    report["restart judge"] = {"auc": auc(restart, right), "ece": ece(restart, tie)}
+    report["restart judge"] = {
+        "auc": area_under_curve(restart, right),
+        "ece": expected_calibration_error(restart, tie),
+    }
     families: dict[object, list[float]] = defaultdict(list)
     for problem, value in zip(problems, first, strict=True):
         families[problem.meta["family"]].append(value)
@@ -149,6 +121,35 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
         str(key): round(statistics.fmean(values), 3) for key, values in families.items()
     }
     return report
+
+
+def _gain(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean difference over problems."""
+    found = paired_difference(values, base)
+    return found.low, found.high
+
+
+def _same_prefix(grades: Sequence[Sequence[Grade]], scores: Sequence[Sequence[float]]) -> float:
+    """How often a right step is scored above a wrong one after the same lines; ties count half.
+
+    Only the first wrong line of a solution counts: what follows it cannot be right.
+    """
+    wins: list[float] = []
+    number = 0
+    for marks in grades:
+        after: dict[tuple[str, ...], dict[str, tuple[float, bool]]] = defaultdict(dict)
+        for grade in marks:
+            score = scores[number]
+            number += 1
+            for place, (line, right) in enumerate(zip(grade.lines, grade.right, strict=True)):
+                after[grade.lines[:place]][line] = (score[place], right)
+                if not right:
+                    break
+        for steps in after.values():
+            good = [value for value, right in steps.values() if right]
+            bad = [value for value, right in steps.values() if not right]
+            wins += [(a > b) + 0.5 * (a == b) for a in good for b in bad]
+    return statistics.fmean(wins) if wins else math.nan
 
 
 def _probed(question: str, text: str, grade: Grade) -> Document:

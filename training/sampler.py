@@ -10,7 +10,7 @@ from data import ASSISTANT, END, PAD, USER, Encoder, collate
 from model import Cache, Decoder
 from torch import Tensor
 
-from stratagem.bench.gym import Document
+from stratagem.bench.gym import Document, Message
 
 
 def prompt_ids(encoder: Encoder, question: str) -> list[int]:
@@ -111,6 +111,32 @@ def yes_probabilities(
         values = iter(logits.softmax(-1)[:, 0].tolist())
         for index in group:
             result[index] = [next(values) for _ in rows[index].learn]
+    return result
+
+
+@torch.inference_mode()
+def log_probabilities(
+    model: Decoder,
+    encoder: Encoder,
+    questions: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    tokens: int = 16384,
+) -> list[float]:
+    """log P(text and its end | question) of each text of each question."""
+    chats = [
+        Document((Message("user", question), Message("assistant", text, loss=True)))
+        for question, group in zip(questions, texts, strict=True)
+        for text in group
+    ]
+    rows = [encoder.row(chat) for chat in chats]
+    result = [0.0] * len(rows)
+    for group in _groups([len(row.ids) for row in rows], tokens):
+        batch = collate([rows[index] for index in group]).to(model.embed_tokens.weight.device)
+        hidden, *_ = model(batch.ids, batch.positions, batch.mask)
+        logs = model.logits(hidden.flatten(0, 1)[batch.where]).float().log_softmax(-1)
+        values = iter(logs.gather(1, batch.target[:, None])[:, 0].tolist())
+        for index in group:
+            result[index] = sum(next(values) for _ in rows[index].learn)
     return result
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from stratagem.bench.statistics import (
     area_under_curve,
+    best_at_k,
     bootstrap_mean,
     bootstrap_means,
     calibration_bins,
@@ -114,6 +115,24 @@ def majority_by_enumeration(answers: list[str | None], correct: list[bool], k: i
         best = [a for a, count in votes.items() if count == max(votes.values())]
         won += ("right" in best) / len(best) if best else 0.0
     return won / len(draws)
+
+
+def test_best_at_k_is_the_mean_over_all_draws() -> None:
+    rng = random.Random(5)
+    for _ in range(20):
+        size = rng.randint(1, 7)
+        scores = [rng.choice([-1.0, 0.2, 0.5, 0.9]) for _ in range(size)]
+        correct = [rng.random() < 0.5 for _ in range(size)]
+        for k in range(1, size + 1):
+            values = []
+            for draw in itertools.combinations(range(size), k):
+                top = max(scores[i] for i in draw)
+                tied = [correct[i] for i in draw if scores[i] == top]
+                values.append(sum(tied) / len(tied))
+            assert best_at_k(scores, correct, k) == pytest.approx(sum(values) / len(values))
+    assert math.isnan(best_at_k([0.5], [True], 2))
+    with pytest.raises(ValueError, match="2 scores but 1"):
+        best_at_k([0.5, 0.5], [True], 1)
 
 
 def test_majority_at_k_is_the_mean_over_all_draws() -> None:

@@ -238,8 +238,14 @@ def test_batches_do_not_depend_on_where_a_run_starts(module: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(some(0, 12)[5:], some(5, 7), strict=True))
 
 
-def test_measures(module: Any) -> None:
+def test_steps_are_compared_after_the_same_lines(module: Any) -> None:
+
     evaluate = module("evaluate")
-    assert evaluate.auc([0.1, 0.4, 0.35, 0.8], [False, False, True, True]) == pytest.approx(0.75)
-    assert evaluate.auc([0.5, 0.5], [True, False]) == pytest.approx(0.5)
-    assert evaluate.ece([0.9, 0.9, 0.1, 0.1], [1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+    grade = skill("words").grade
+    problem = skill("words").problem("test", 3)
+    first, second, *_ = problem.solution.split("\n")
+    texts = [problem.solution, "Wrong.", f"{first}\nWrong too.\n{second}"]
+    grades = [[grade(problem, text) for text in texts]]
+    scores = [[0.9, 0.8] + [0.5] * 20, [0.3], [0.9, 0.8, 0.1]]
+    # "Wrong." stands below the first line; "Wrong too." ties with the second; what follows it does not count.
+    assert evaluate._same_prefix(grades, scores) == pytest.approx((1 + 0.5) / 2)

@@ -185,16 +185,17 @@ def _curves(summary: Summary) -> Iterator[str]:
     sizes = sorted({k for curve in summary.curves for k in curve.k})
     rows: list[list[str]] = []
     for curve in summary.curves:
-        for name, values in (("majority", curve.majority), ("any right", curve.any_right)):
+        judged = ((f"best by {judge}", values) for judge, values in curve.best.items())
+        for name, values in (("majority", curve.majority), *judged, ("any right", curve.any_right)):
             by_k = dict(zip(curve.k, values, strict=True))
             shares = [_share(by_k[k]) if k in by_k else "" for k in sizes]
-            rows.append([f'{escape(curve.strategy)} <span class="soft">{name}</span>', *shares])
+            rows.append([f'{escape(curve.strategy)} <span class="soft">{escape(name)}</span>', *shares])
     yield "<h2>What k of the samples give</h2>"
     yield from _table(
         ["Samples", *map(str, sizes)],
         rows,
-        "Expected over all ways to draw k of a run's samples: a majority vote, and the chance that any is right "
-        "(pass@k), the most that choosing among them can give.",
+        "Expected over all ways to draw k of a run's samples: a majority vote, the sample that a verifier scores "
+        "highest, and the chance that any is right (pass@k), the most that choosing among them can give.",
     )
 
 

@@ -147,6 +147,30 @@ def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int
     return won / math.comb(len(answers), k)
 
 
+def best_at_k(scores: Sequence[float], correct: Sequence[bool], k: int) -> float:
+    """Expected accuracy of the best scored of k of these samples, drawn without replacement; exact.
+
+    Samples of one score are chosen with equal chance. A score whose g samples have h above them is the highest
+    of a draw with chance (C(n - h, k) - C(n - h - g, k)) / C(n, k). NaN with fewer than k samples.
+    """
+    if k < 1:
+        raise ValueError(f"k = {k} is below 1")
+    if len(scores) != len(correct):
+        raise ValueError(f"{len(scores)} scores but {len(correct)} grades")
+    if len(scores) < k:
+        return math.nan
+    groups: dict[float, list[bool]] = {}
+    for score, right in zip(scores, correct, strict=True):
+        groups.setdefault(score, []).append(right)
+    left, won = len(scores), 0.0
+    for score in sorted(groups, reverse=True):
+        size = len(groups[score])
+        highest = math.comb(left, k) - math.comb(left - size, k)
+        won += highest * sum(groups[score]) / size
+        left -= size
+    return won / math.comb(len(scores), k)
+
+
 def _ways(sizes: tuple[int, ...], silent: int, m: int, rest: int) -> float:
     """Draws of ``rest`` samples in which no class has more than m, each weighted by 1 / (1 + tied classes)."""
     ways = {(i, 0): math.comb(silent, i) for i in range(min(silent, rest) + 1)}  # (drawn, tied) -> draws

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,6 +14,7 @@ from stratagem.bench.statistics import (
     Array,
     Estimate,
     area_under_curve,
+    best_at_k,
     bootstrap_means,
     expected_calibration_error,
     majority_at_k,
@@ -63,6 +64,7 @@ class Curve:
     k: tuple[int, ...]
     any_right: tuple[float, ...]  # pass@k
     majority: tuple[float, ...]  # majority@k
+    best: Mapping[str, tuple[float, ...]]  # by verifier: the sample that it scores highest
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +185,12 @@ def _curve(results: Results, strategy: str) -> Curve | None:
     sizes = sorted({2**i for i in range(most.bit_length())} | {most})
     any_right: list[float] = []
     majority: list[float] = []
+    # Verifiers that scored any sample; one that abstained on a sample puts it last.
+    judges = list(dict.fromkeys(v for drawn in per_problem for d in drawn for s in d for v in s.scores))
+    best: dict[str, list[float]] = {judge: [] for judge in judges}
     for k in sizes:
         passed, voted = [], []
+        chosen: dict[str, list[float]] = {judge: [] for judge in judges}
         for drawn in per_problem:
             enough = [samples for samples in drawn if len(samples) >= k]
             if not enough:
@@ -193,9 +199,18 @@ def _curve(results: Results, strategy: str) -> Curve | None:
             passed.append(float(pass_at_k([len(s) for s in enough], right, k).mean()))
             votes = (majority_at_k([s.answer for s in d], [s.correct for s in d], k) for d in enough)
             voted.append(_mean(list(votes)))
+            for judge in judges:
+                picks = (
+                    best_at_k([s.scores.get(judge, -1.0) for s in d], [s.correct for s in d], k)
+                    for d in enough
+                )
+                chosen[judge].append(_mean(list(picks)))
         any_right.append(_mean(passed))
         majority.append(_mean(voted))
-    return Curve(strategy, tuple(sizes), tuple(any_right), tuple(majority))
+        for judge in judges:
+            best[judge].append(_mean(chosen[judge]))
+    by_judge = {judge: tuple(values) for judge, values in best.items()}
+    return Curve(strategy, tuple(sizes), tuple(any_right), tuple(majority), by_judge)
 
 
 def _calibrations(results: Results, strategy: str) -> list[Calibration]:
