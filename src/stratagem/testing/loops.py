@@ -92,6 +92,7 @@ class VirtualLoop(StepLoop):
         return self._clock.now
 
     def run_in_executor(self, executor: Any, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        """As any loop does; until the call has ended the clock waits."""
         future = super().run_in_executor(executor, func, *args)
         self._clock.threads += 1
         future.add_done_callback(self._thread_ended)

@@ -90,7 +90,9 @@ class Skill(Protocol):
     """A generator of problems that can be checked without a model."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is registered and asked for by."""
+        ...
 
     def problem(self, split: Split, index: int) -> Problem:
         """The `index`-th problem of a split: a function of (skill, split, index) alone."""

@@ -31,6 +31,7 @@ class Draft:
         self.steps: list[tuple[str, tuple[int, ...], int]] = []
 
     def say(self, *sentences: str) -> None:
+        """Add to what the problem states."""
         self.statements.extend(sentences)
 
     def step(self, frame: str, a: Quantity | int, op: str, b: Quantity | int) -> Quantity:
