@@ -15,11 +15,11 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from stratagem.backends._arrivals import Arrivals, spans
 from stratagem.backends._tasks import stopped
 from stratagem.core.backend import (
     Backend,
     Capabilities,
-    Chunk,
     Generation,
     Message,
     Request,
@@ -28,7 +28,7 @@ from stratagem.core.backend import (
     Stream,
 )
 from stratagem.core.concurrency import task_group
-from stratagem.core.errors import BackendError, BudgetExhausted, ConfigurationError, RejectedError, root_cause
+from stratagem.core.errors import BackendError, BudgetExhausted, ConfigurationError, RejectedError
 from stratagem.core.trace import Retried, emit
 from stratagem.core.usage import Meter, Usage
 
@@ -243,7 +243,7 @@ class _Bill:
             self.meter.add(part.usage)
 
 
-class _Drawing:
+class _Drawing(Arrivals):
     """The completions of one streamed call, from as many endpoints as it takes."""
 
     replayed = False
@@ -251,35 +251,30 @@ class _Drawing:
     def __init__(
         self, somewhere: Callable[..., Awaitable[None]], request: Request, bill: _Bill, deltas: bool
     ) -> None:
+        super().__init__(request.n)
         self._somewhere = somewhere
         self._request = request
         self._bill = bill
         self._deltas = deltas
-        self._queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
         self._begun: set[int] = set()
         self._done: set[int] = set()
         self._live: list[Stream] = []
-        self.open = request.n
 
     @property
     def usage(self) -> Usage:
         return sum((stream.usage for stream in self._live), self._bill.settled)
 
-    def ended(self, driver: asyncio.Future[None]) -> None:
-        if not driver.cancelled() and (error := driver.exception()) is not None:
-            self._queue.put_nowait(root_cause(error))
-
     async def draw(self, indices: Iterable[int]) -> None:
         """Each unbroken range of indices in one request."""
         async with task_group() as group:
-            for span in _spans(indices):
+            for span in spans(indices):
                 group.create_task(self._draw(span))
 
     async def _draw(self, span: range) -> None:
         async def once(backend: Backend, part: Meter) -> None:
             missing = [index for index in span if index not in self._done]
             async with task_group() as group:
-                for rest in _spans(missing):
+                for rest in spans(missing):
                     group.create_task(self._stream(backend, part, rest))
 
         load = _load(replace(self._request, n=len(span)))
@@ -300,28 +295,9 @@ class _Drawing:
                     else:
                         self._begun.discard(index)
                         self._done.add(index)
-                    self._queue.put_nowait(replace(chunk, index=index, completion=whole))
+                    self.give(replace(chunk, index=index, completion=whole))
             finally:
                 self._live.remove(stream)
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        while self.open:
-            item = await self._queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            self.open -= item.completion is not None
-            yield item
-
-
-def _spans(indices: Iterable[int]) -> list[range]:
-    """Ascending numbers as unbroken ranges."""
-    spans: list[range] = []
-    for index in indices:
-        if spans and spans[-1].stop == index:
-            spans[-1] = range(spans[-1].start, index + 1)
-        else:
-            spans.append(range(index, index + 1))
-    return spans
 
 
 def _beginning(messages: tuple[Message, ...]) -> tuple[Message, ...]:

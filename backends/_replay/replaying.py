@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from stratagem.backends._arrivals import Arrivals, spans
 from stratagem.backends._replay.codec import (
     dump_completion,
     dump_scores,
@@ -157,14 +158,16 @@ class Replaying(ABC):
     ) -> AsyncIterator[_Merged]:
         merged = _Merged(request.n, found, meter)
         readers = [
-            asyncio.ensure_future(self._read(merged, request, start, keys[start:end], meter, deltas))
-            for start, end in _gaps(request.n, found)
+            asyncio.ensure_future(
+                self._read(merged, request, gap.start, keys[gap.start : gap.stop], meter, deltas)
+            )
+            for gap in spans(i for i in range(request.n) if i not in found)
         ]
         for reader in readers:
             reader.add_done_callback(merged.ended)
         try:
             yield merged
-            if merged.complete and readers:
+            if not merged.open and readers:
                 await asyncio.wait(readers)
         finally:
             await stopped(*readers)
@@ -201,12 +204,11 @@ class Replaying(ABC):
             await self.remember({key: dump_completion(done, spent + rest)})
 
 
-class _Merged:
+class _Merged(Arrivals):
     """Remembered completions, then those of several streams as they come."""
 
     def __init__(self, n: int, found: _Found, meter: Meter) -> None:
-        self._queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
-        self._open = n
+        super().__init__(n)
         self.replayed = len(found) == n
         self._found = found
         self._meter = meter
@@ -219,43 +221,12 @@ class _Merged:
     def usage(self) -> Usage:
         return sum((part.usage for part in self.parts), self._recalled)
 
-    @property
-    def complete(self) -> bool:
-        return not self._open
-
-    def give(self, chunk: Chunk) -> None:
-        self._queue.put_nowait(chunk)
-
-    def ended(self, reader: asyncio.Future[None]) -> None:
-        if not reader.cancelled() and (error := reader.exception()) is not None:
-            self._queue.put_nowait(error)
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        while self._open:
-            item = await self._queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item.completion is not None:
-                self._open -= 1
-                if item.index in self._found:
-                    usage = self._found[item.index][1]
-                    self._recalled = self._recalled + usage
-                    self._meter.add(usage)
-            yield item
+    def taken(self, chunk: Chunk) -> None:
+        if chunk.index in self._found:
+            usage = self._found[chunk.index][1]
+            self._recalled = self._recalled + usage
+            self._meter.add(usage)
 
 
 def _repeatable(request: Request) -> bool:
     return request.seed is not None or request.temperature == 0
-
-
-def _gaps(n: int, found: _Found) -> list[tuple[int, int]]:
-    """The stretches [start, end) of indices that are not remembered."""
-    gaps: list[tuple[int, int]] = []
-    for i in range(n):
-        if i in found:
-            continue
-        if gaps and gaps[-1][1] == i:
-            gaps[-1] = (gaps[-1][0], i + 1)
-        else:
-            gaps.append((i, i + 1))
-    return gaps
