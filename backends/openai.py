@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
+from typing import Self
 
 from stratagem.backends._openai import scoring
 from stratagem.backends._openai.address import checked_key, checked_url, public
@@ -344,10 +345,16 @@ class _ServerStream:
     def usage(self) -> Usage:
         return self._call.usage
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        while self._open:
-            item = await self._queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            self._open -= item.completion is not None
-            yield item
+    def __aiter__(
+        self,
+    ) -> Self:  # no generator: one that is left halfway is ended some turns of the loop later
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if not self._open:
+            raise StopAsyncIteration
+        item = await self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        self._open -= item.completion is not None
+        return item

@@ -5,20 +5,16 @@ Run as a script, this file is the process that is killed: it imports once and fo
 """
 
 import asyncio
-import json
 import os
 import random
-import signal
 import sqlite3
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
+from sittings_kit import Job, serve, sittings
 from stratagem.backends.journaled import Journal, Journaled
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.core.budget import Budget
@@ -26,11 +22,8 @@ from stratagem.core.errors import BudgetExhausted
 from stratagem.core.protocols import Strategy
 from stratagem.core.task import Answer, Task
 from stratagem.graphs import Runner
-from stratagem.testing.loops import StepLoop
-from stratagem.testing.server import SimSettings, SimulatedServer
 
 TASK = Task.of("Ben has 12 apples and buys 7 more. How many has he?")
-RUN_ID = "the run"
 STRATEGIES = (
     {"kind": "best_of_n", "n": 6, "verifier": {"kind": "judge", "mode": "grade"}, "max_tokens": 60},
     {"kind": "self_consistency", "n": 6, "max_tokens": 60},
@@ -42,15 +35,18 @@ DSN = os.environ.get("STRATAGEM_TEST_POSTGRES")
 # -- the process that is killed ------------------------------------------------------------------------
 
 
-async def _sitting(job: dict[str, Any]) -> Answer | None:
+async def _sitting(job: Job) -> dict[str, Any] | None:
     """One attempt at the run; ``None`` if its budget does not hold an answer."""
     llm = OpenAIBackend(job["url"])
-    journal = Journal(job["journal"])
+    journal = Journal(job["store"])  # in the database of the checkpoints
     try:
         async with Runner(job["store"]) as runner:
-            models = {"policy": Journaled(llm, journal, RUN_ID)}
+            models = {"policy": Journaled(llm, journal, job["run_id"])}
             strategy, budget = Strategy.load(job["strategy"]), Budget.model_validate(job["budget"])
-            return await runner.run(strategy, TASK, models, budget=budget, seed=job["seed"], run_id=RUN_ID)
+            answer = await runner.run(
+                strategy, TASK, models, budget=budget, seed=job["seed"], run_id=job["run_id"]
+            )
+            return answer.model_dump(mode="json")
     except BudgetExhausted:
         return None
     finally:
@@ -58,122 +54,75 @@ async def _sitting(job: dict[str, Any]) -> Answer | None:
         await journal.aclose()
 
 
-def _child(job: dict[str, Any]) -> None:
-    loop = StepLoop()
-    if job["kill"]:
-        loop.plan(job["kill"], lambda: os.kill(os.getpid(), signal.SIGKILL))
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        answer = runner.run(_sitting(job))
-    said = answer and answer.model_dump(mode="json")
-    Path(job["out"]).write_text(json.dumps({"answer": said, "steps": loop.steps}))
-
-
-def _serve() -> None:
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            _child(json.loads(line))
-            os._exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-
-
 # -- the tests -----------------------------------------------------------------------------------------
 
 
-class Bench:
-    """A simulated server in this process, and a process whose children are killed."""
+class Jobs:
+    """Sittings of runs that are kept in a folder, or all in one PostgreSQL database."""
 
-    def __init__(self, server: SimulatedServer, process: asyncio.subprocess.Process, folder: Path) -> None:
-        self.server = server
-        self._process = process
+    def __init__(self, folder: Path, dsn: str | None = None) -> None:
         self._folder = folder
+        self._dsn = dsn
 
-    def job(self, name: str, store: str | None = None, **given: Any) -> dict[str, Any]:
+    def job(self, name: str, **given: Any) -> Job:
         path = str(self._folder / f"{name}.sqlite")
-        defaults = {"store": store or path, "journal": path, "out": path + ".json", "seed": 0, "budget": {}}
-        return {"url": self.server.url, **defaults, **given}
+        defaults = {
+            "run_id": name,
+            "store": self._dsn or path,
+            "out": path + ".json",
+            "seed": 0,
+            "budget": {},
+        }
+        return {**defaults, **given}
 
-    async def sit(self, job: dict[str, Any], kill: int | None = None) -> tuple[dict[str, Any] | None, int]:
-        """What a sitting wrote, if it was not killed, and how many completions it asked the server for."""
-        before = len(self.server.records)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write((json.dumps({**job, "kill": kill}) + "\n").encode())
-        code = int(await self._process.stdout.readline())
-        await self._settled()
-        asked = sum(record.n for record in self.server.records[before:])
-        if code == -signal.SIGKILL:
-            return None, asked
-        assert code == 0
-        return json.loads(await asyncio.to_thread(Path(job["out"]).read_text)), asked
+    def journaled(self, job: Job) -> int:
+        """How many completions the journal has of the run."""
+        count = "SELECT count(*) FROM stratagem_calls WHERE scope = "
+        if self._dsn is not None:
+            import psycopg
 
-    async def _settled(self) -> None:
-        """All that the process had sent is in the server's books: it came before this question, and the server
-        takes things in the order of their coming."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(self.server.url).port)
-        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        await reader.read()
-        writer.close()
-        await writer.wait_closed()
-        await self.server.until(lambda totals: totals.in_flight == 0)
-
-
-@asynccontextmanager
-async def bench(folder: Path) -> AsyncIterator[Bench]:
-    settings = SimSettings(mean_tokens=20, first_token=0.002, per_token=0.0005)
-    async with SimulatedServer(settings) as server:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            __file__,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        )
-        try:
-            yield Bench(server, process, folder)
-        finally:
-            process.kill()
-            await process.communicate()
-
-
-def journaled(job: dict[str, Any]) -> int:
-    """How many completions the journal has."""
-    if not Path(job["journal"]).exists():
-        return 0
-    with closing(sqlite3.connect(job["journal"])) as connection:
-        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
-        if ("stratagem_calls",) not in tables:
+            with psycopg.connect(self._dsn) as connection:
+                row = connection.execute("SELECT to_regclass('stratagem_calls')").fetchone()
+                if row is None or row[0] is None:
+                    return 0
+                row = connection.execute(count + "%s", (job["run_id"],)).fetchone()
+                assert row is not None
+                return int(row[0])
+        if not Path(job["store"]).exists():
             return 0
-        [count] = connection.execute("SELECT count(*) FROM stratagem_calls").fetchone()
-    return int(count)
+        with closing(sqlite3.connect(job["store"])) as connection:
+            tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+            if ("stratagem_calls",) not in tables:
+                return 0
+            return int(connection.execute(count + "?", (job["run_id"],)).fetchone()[0])
 
 
 def essence(answer: dict[str, Any]) -> dict[str, Any]:
-    """All of an answer but time and cost: what was lost in a kill has been paid for in vain."""
-    return {key: value for key, value in answer.items() if key not in ("seconds", "usage")}
+    """All of an answer but time, cost and name: what was lost in a kill has been paid for in vain."""
+    return {key: value for key, value in answer.items() if key not in ("seconds", "usage", "run_id")}
 
 
-async def kill_and_resume(folder: Path, points: int, seed: int, stores: list[str] | None = None) -> int:
+async def kill_and_resume(jobs: Jobs, points: int, seed: int) -> int:
     """Kill ``points`` sittings at random steps, of runs that go on until they are finished."""
     rng = random.Random(seed)
     killed = trial = 0
-    async with bench(folder) as at:
+    async with sittings(__file__) as at:
         whole = []
         for i, strategy in enumerate(STRATEGIES):
-            job = at.job(f"whole-{i}", strategy=strategy)
+            job = jobs.job(f"whole-{i}", strategy=strategy)
             written, asked = await at.sit(job)
             assert written is not None
-            assert asked == journaled(job)
-            whole.append((written["answer"], written["steps"], asked))
+            assert asked == jobs.journaled(job)
+            whole.append((written["result"], written["steps"], asked))
         while killed < points:
             i = trial % len(STRATEGIES)
             answer, steps, calls = whole[i]
-            job = at.job(f"trial-{trial}", stores[trial] if stores else None, strategy=STRATEGIES[i])
+            job = jobs.job(f"trial-{trial}", strategy=STRATEGIES[i])
             trial += 1
             begun = len(at.server.records)
             kill: int | None = rng.randint(1, steps)
             while True:
-                kept = journaled(job)
+                kept = jobs.journaled(job)
                 written, asked = await at.sit(job, kill)
                 assert asked <= calls - kept
                 if written is not None:
@@ -181,24 +130,25 @@ async def kill_and_resume(folder: Path, points: int, seed: int, stores: list[str
                 killed += 1
                 kill = rng.choice([None, rng.randint(1, steps)])
             assert asked == calls - kept
-            assert essence(written["answer"]) == essence(answer)
+            assert essence(written["result"]) == essence(answer)
+            assert written["result"]["run_id"] == job["run_id"]
             # What siblings had decoded by the time of the kill was paid for, and counts.
             decoded = sum(record.decoded for record in at.server.records[begun:])
-            spent = written["answer"]["usage"]["completion_tokens"]
+            spent = written["result"]["usage"]["completion_tokens"]
             assert answer["usage"]["completion_tokens"] <= spent <= decoded
             again, asked = await at.sit(job)
             assert again is not None
-            assert (again["answer"], asked) == (written["answer"], 0)
+            assert (again["result"], asked) == (written["result"], 0)
     return killed
 
 
 def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
-    assert asyncio.run(kill_and_resume(tmp_path, points=5, seed=1)) >= 5
+    assert asyncio.run(kill_and_resume(Jobs(tmp_path), points=5, seed=1)) >= 5
 
 
 @pytest.mark.slow
 def test_runs_killed_at_50_random_points_pay_for_nothing_twice(tmp_path: Path) -> None:
-    assert asyncio.run(kill_and_resume(tmp_path, points=50, seed=2)) >= 50
+    assert asyncio.run(kill_and_resume(Jobs(tmp_path), points=50, seed=2)) >= 50
 
 
 @pytest.mark.postgres
@@ -208,34 +158,33 @@ def test_a_run_kept_in_postgres_is_resumed(tmp_path: Path) -> None:
     from psycopg import sql
 
     assert DSN is not None
-    names = [f"r{os.urandom(6).hex()}" for _ in range(15)]  # five kills take no more runs than this
+    name = f"r{os.urandom(6).hex()}"
     with psycopg.connect(DSN, autocommit=True) as connection:
-        for name in names:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
-            stores = [f"{DSN.rpartition('/')[0]}/{name}" for name in names]
-            assert asyncio.run(kill_and_resume(tmp_path, points=5, seed=3, stores=stores)) >= 5
+            jobs = Jobs(tmp_path, f"{DSN.rpartition('/')[0]}/{name}")
+            assert asyncio.run(kill_and_resume(jobs, points=5, seed=3)) >= 5
         finally:
-            for name in names:
-                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def test_a_budget_holds_across_a_kill(tmp_path: Path) -> None:
     async def main() -> None:
-        async with bench(tmp_path) as at:
-            job = at.job("whole", strategy=STRATEGIES[0])
+        jobs = Jobs(tmp_path)
+        async with sittings(__file__) as at:
+            job = jobs.job("whole", strategy=STRATEGIES[0])
             written, _ = await at.sit(job)
             assert written is not None
-            usage, steps = written["answer"]["usage"], written["steps"]
+            usage, steps = written["result"]["usage"], written["steps"]
             tokens = (usage["prompt_tokens"] + usage["completion_tokens"]) * 2 // 3
             for i in range(4):
-                job = at.job(f"trial-{i}", strategy=STRATEGIES[0], budget={"tokens": tokens})
+                job = jobs.job(f"trial-{i}", strategy=STRATEGIES[0], budget={"tokens": tokens})
                 await at.sit(job, steps * (i + 1) // 6)
-                kept, before = journaled(job), len(at.server.records)
+                kept, before = jobs.journaled(job), len(at.server.records)
                 written, _ = await at.sit(job)
                 assert written is not None
-                assert written["answer"] is not None
-                spent = Answer.model_validate(written["answer"]).usage
+                assert written["result"] is not None
+                spent = Answer.model_validate(written["result"]).usage
                 paid_now = sum(r.prompt_tokens + r.decoded for r in at.server.records[before:])
                 assert spent.tokens + spent.uncertain_tokens <= tokens
                 assert (paid_now < spent.tokens) if kept else (paid_now == spent.tokens)
@@ -244,4 +193,4 @@ def test_a_budget_holds_across_a_kill(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(_sitting)

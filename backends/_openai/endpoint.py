@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -208,20 +208,29 @@ async def _until_started(limit: float | None, attempt: Attempt) -> AsyncIterator
 async def _chunks(response: httpx2.Response, timer: asyncio.Timeout) -> AsyncGenerator[object]:
     """The data of each server-sent event up to `[DONE]`; lifts the time limit at the first token."""
     waiting = timer.when() is not None
-    async for line in response.aiter_lines():
-        # vLLM and OpenAI write one line of data per event; comments and other fields are none.
-        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-        if not data or data == "[DONE]":
-            continue
-        chunk = json.loads(data)
-        error = chunk.get("error") if isinstance(chunk, dict) else None
-        if error:
-            message = error.get("message") if isinstance(error, dict) else error
-            raise openai.APIError(str(message), response.request, body=error)
-        if waiting and _has_token(chunk):
-            timer.reschedule(None)
-            waiting = False
-        yield chunk
+    lines = response.aiter_lines()
+    try:
+        async for line in lines:
+            # vLLM and OpenAI write one line of data per event; comments and other fields are none.
+            data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+            if not data or data == "[DONE]":
+                continue
+            chunk = json.loads(data)
+            error = chunk.get("error") if isinstance(chunk, dict) else None
+            if error:
+                message = error.get("message") if isinstance(error, dict) else error
+                raise openai.APIError(str(message), response.request, body=error)
+            if waiting and _has_token(chunk):
+                timer.reschedule(None)
+                waiting = False
+            yield chunk
+    finally:
+        # The client nests generators. Left halfway they would be ended by tasks of the event loop, some time
+        # after the call; reading on in what is closed ends them here.
+        await response.aclose()
+        with suppress(httpx2.HTTPError, httpx2.StreamError):
+            async for _ in lines:
+                pass
 
 
 def _has_token(chunk: object) -> bool:
