@@ -91,21 +91,21 @@ def _key(value: Value) -> tuple[int, str]:
 
 
 def _all(outcomes: Iterable[Outcome]) -> Outcome:
-    unknown = False
-    for outcome in outcomes:
-        if outcome == "different":
-            return "different"
-        unknown = unknown or outcome == "unknown"
-    return "unknown" if unknown else "equal"
+    return _decided(outcomes, by="different", otherwise="equal")
 
 
 def _any(outcomes: Iterable[Outcome]) -> Outcome:
+    return _decided(outcomes, by="equal", otherwise="different")
+
+
+def _decided(outcomes: Iterable[Outcome], *, by: Outcome, otherwise: Outcome) -> Outcome:
+    """One `by` decides, and nothing after it is worked out; without it one unknown leaves it unknown."""
     unknown = False
     for outcome in outcomes:
-        if outcome == "equal":
-            return "equal"
+        if outcome == by:
+            return by
         unknown = unknown or outcome == "unknown"
-    return "unknown" if unknown else "different"
+    return "unknown" if unknown else otherwise
 
 
 class _Comparison:
