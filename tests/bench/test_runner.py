@@ -1,19 +1,14 @@
 """Bench runs: what they measure, and that nothing finished is lost or run twice."""
 
 import asyncio
-import importlib.util
-import json
-import random
-import subprocess
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from bench_kit import figures, keys
 from stratagem.bench.data import Dataset, Problem
 from stratagem.bench.results import Results
 from stratagem.bench.runner import Progress, run_bench
@@ -36,8 +31,6 @@ from stratagem.testing.faults import Failing
 from stratagem.testing.language import right_answer
 from stratagem.testing.toy import ToyModel
 from stratagem.verifiers.exact import Exact
-
-SCRIPT = Path(__file__).with_name("bench_killed.py")
 
 
 def questions(count: int) -> list[Problem]:
@@ -66,24 +59,6 @@ def bench(
             **options,
         )
     )
-
-
-COSTS = ("seconds", "tokens", "completion_tokens", "calls", "money")
-
-
-def figures(results: Results, *, without: Sequence[str] = ("seconds",)) -> bytes:
-    """All statistics but those of time."""
-    summary = asdict(summarise(results))
-    for row in summary["rows"]:
-        for key in without:
-            del row[key]
-    return json.dumps(summary).encode()
-
-
-def keys(out: Path) -> Counter[tuple[str, str, int]]:
-    """How often each cell stands in the file."""
-    cells = map(json.loads, (out / "results.jsonl").read_text().splitlines())
-    return Counter((c["problem"], c["strategy"], c["seed"]) for c in cells)
 
 
 def test_accuracy_and_cost_are_those_of_the_enumerated_model(tmp_path: Path) -> None:
@@ -161,48 +136,6 @@ def test_finished_cells_are_not_run_again_and_more_may_be_added(tmp_path: Path) 
     # What was not asked for this time is kept, and left out of the result.
     assert len(bench(tmp_path, count=2).cells) == 2
     assert len(Results.read(tmp_path).cells) == 24
-
-
-@pytest.mark.parametrize("round_", range(3))
-def test_killed_at_any_moment_it_resumes_with_the_same_figures(tmp_path: Path, round_: int) -> None:
-    spec = importlib.util.spec_from_file_location("bench_killed", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    whole = bench(
-        tmp_path / "whole", problems=script.PROBLEMS, strategies=script.STRATEGIES, seeds=script.SEEDS
-    )
-    out = tmp_path / "killed"
-    rng = random.Random(round_)
-    told: list[str] = []
-    codes: list[int | None] = []
-    for kill in (*(rng.randint(0, 40) for _ in range(4)), None):
-        with subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(out)], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            for count, line in enumerate(process.stdout):
-                told.append(line)
-                if count == kill:
-                    process.kill()
-        codes.append(process.returncode)
-        if kill is not None and rng.random() < 0.5:
-            with (out / "results.jsonl").open("a") as file:
-                file.write('{"problem": "q1", "strategy": "vo')  # a line that the kill has torn
-    assert codes == [-9, -9, -9, -9, 0]
-    # No run that was finished was run again, and no call that was finished was paid again.
-    assert len(set(told)) == len(told)
-    assert sum(line.startswith("done") for line in told) <= 48
-    assert sum(line.startswith("paid") for line in told) >= 100
-    assert set(keys(out).values()) == {1}
-    resumed = Results.read(out)
-    assert resumed.missing == 0
-    assert figures(resumed, without=COSTS) == figures(whole, without=COSTS)
-    for key, cell in whole.cells.items():
-        assert [s.answer for s in resumed.cells[key].samples] == [s.answer for s in cell.samples]
-        # What a kill cut off in the engine was decoded all the same.
-        assert resumed.cells[key].usage.tokens >= cell.usage.tokens
 
 
 def test_cancelled_it_stops_the_engine_and_keeps_what_is_finished(tmp_path: Path) -> None:
