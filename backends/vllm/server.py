@@ -23,6 +23,7 @@ from stratagem.core.errors import BackendTimeoutError, ConfigurationError, Missi
 
 _READY = "Application startup complete."
 _KEPT_LINES = 1000
+_CONNECT_DELAYS = [0.01 * 2**k for k in range(11)]  # seconds; 20 in all
 _GRACE = 15.0  # seconds that vLLM has to end by itself
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
@@ -122,6 +123,10 @@ class VLLMServer:
         """Whether the process lives."""
         return self._process.returncode is None
 
+    async def ended(self) -> int:
+        """Waits until the process ends, by itself or stopped; gives its exit code."""
+        return await self._process.wait()
+
     def _checked(self) -> None:
         if self._python == sys.executable and importlib.util.find_spec("vllm") is None:
             raise MissingExtraError("vLLM", "vllm")
@@ -201,8 +206,18 @@ def _bindable(host: str, port: int | None) -> int:
         return free
 
 
+async def _connected(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """vLLM says that it is ready a moment before it listens, and nothing tells when it does."""
+    for delay in _CONNECT_DELAYS:
+        try:
+            return await asyncio.open_connection(host, port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(delay)
+    raise UnavailableError(f"vLLM says that it is ready but does not listen on {host}:{port}.")
+
+
 async def _healthy(host: str, port: int) -> None:
-    reader, writer = await asyncio.open_connection(host, port)
+    reader, writer = await _connected(host, port)
     try:
         writer.write(f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         status = await reader.readline()

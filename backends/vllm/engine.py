@@ -1,0 +1,321 @@
+"""vLLM's engine in this process: no HTTP between a strategy and its tokens.
+
+The engine works in a process of vLLM's own; what is here only asks it. Guard a script that makes one by
+`if __name__ == "__main__":`, since that process imports the script again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from stratagem.backends._arrivals import Arrivals
+from stratagem.backends._tasks import stopped
+from stratagem.core.backend import (
+    Capabilities,
+    Chunk,
+    Completion,
+    Generation,
+    Message,
+    Request,
+    ScoreRequest,
+    Scoring,
+    Stream,
+    TokenLogprob,
+)
+from stratagem.core.concurrency import task_group
+from stratagem.core.errors import (
+    BackendError,
+    ConfigurationError,
+    ContextLengthError,
+    MissingExtraError,
+    RejectedError,
+    StratagemError,
+    UnavailableError,
+    UnsupportedError,
+)
+from stratagem.core.usage import Meter, Usage
+
+_UNSEEN = 4  # tokens that an aborted sequence may still decode: steps under way, with asynchronous scheduling
+
+
+class VLLMEngine:
+    """A model in vLLM's asynchronous engine, for one event loop.
+
+    Every sibling is a request of its own, drawn with its own seed; they share their prompt by the prefix cache.
+    The engine starts at the first call and ends with :meth:`aclose`.
+
+    Args:
+        model: a folder, or a name on the Hugging Face hub.
+        arguments: fields of vLLM's ``AsyncEngineArgs``, as ``max_model_len=8192``.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+        ConfigurationError: (at the first call) vLLM cannot run this model with these arguments.
+    """
+
+    def __init__(self, model: str | Path, **arguments: Any) -> None:
+        if find_spec("vllm") is None:
+            raise MissingExtraError("vLLM", "vllm")
+        self._model = str(model)
+        self._arguments = arguments
+        self._numbers = itertools.count()
+        self._starting = asyncio.Lock()
+        self._engine: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def name(self) -> str:
+        """The model as it was given."""
+        return f"vllm:{self._model}"
+
+    async def capabilities(self) -> Capabilities:
+        """Those of vLLM; under speculative decoding a seed no longer fixes a sampled text."""
+        config = (await self._started()).vllm_config
+        speculative = config.speculative_config is not None
+        return Capabilities(
+            model=self._model,
+            context=config.model_config.max_model_len,
+            n=True,
+            seed=not speculative,
+            logprobs=config.model_config.max_logprobs,
+            prompt_logprobs=True,
+            constraints=frozenset({"choice", "regex", "json", "grammar"}),
+            continue_final=True,
+            exact_count=True,
+            temperature=self._default("temperature"),
+            version=import_module("vllm").__version__,
+        )
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Exact."""
+        await self._started()
+        return len(self._rendered(messages))
+
+    async def generate(self, request: Request, meter: Meter | None = None) -> Generation:
+        """All completions, when the last has ended."""
+        done: dict[int, Completion] = {}
+        async with self.stream(request, meter, deltas=False) as stream:
+            async for chunk in stream:
+                if chunk.completion is not None:
+                    done[chunk.index] = chunk.completion
+        return Generation(tuple(done[i] for i in range(request.n)), stream.usage)
+
+    @asynccontextmanager
+    async def stream(
+        self, request: Request, meter: Meter | None = None, *, deltas: bool = True
+    ) -> AsyncIterator[Stream]:
+        """Completions as they are decoded; leaving the block aborts them in the engine."""
+        await self._started()
+        drawing = _Drawing(request.n)
+        driver = asyncio.ensure_future(self._draw(request, drawing, deltas))
+        driver.add_done_callback(drawing.ended)
+        try:
+            yield drawing
+        finally:
+            await stopped(driver)
+            if meter is not None:
+                meter.add(drawing.usage)
+
+    async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
+        """Log-probabilities of the continuations, by those of a prompt that ends with each."""
+        engine = await self._started()
+        prefix = self._rendered(request.messages)
+        tokenizer = engine.get_tokenizer()
+        final = import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY
+        params = import_module("vllm").SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, output_kind=final
+        )
+        spent = Usage()
+
+        async def one(text: str) -> tuple[TokenLogprob, ...]:
+            nonlocal spent
+            continuation = tokenizer.encode(text, add_special_tokens=False)
+            if not continuation:
+                return ()
+            ids = [*prefix, *continuation]
+            spent += Usage(prompt_tokens=len(ids), uncertain_tokens=1, calls=1)
+            async with aclosing(self._ask(ids, params, 0)) as outputs:
+                [output] = [output async for output in outputs]
+            spent += Usage(completion_tokens=1, uncertain_tokens=-1)
+            found = output.prompt_logprobs[len(prefix) :]
+            return tuple(_logprob(token, at) for token, at in zip(continuation, found, strict=True))
+
+        try:
+            async with task_group() as group:
+                tasks = [group.create_task(one(text)) for text in request.continuations]
+        finally:
+            if meter is not None:
+                meter.add(spent)
+        return Scoring(tuple(task.result() for task in tasks), spent)
+
+    async def aclose(self) -> None:
+        """Ends the engine and its process."""
+        engine, self._engine, self._loop = self._engine, None, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+
+    async def _started(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._engine is not None and self._loop is not loop:
+            raise ConfigurationError(
+                "This engine belongs to another event loop.",
+                remedy="Make one for each loop, or serve the model and connect to its URL.",
+            )
+        async with self._starting:
+            if self._engine is None:
+                self._engine = await asyncio.to_thread(self._start)
+                self._loop = loop
+        return self._engine
+
+    def _start(self) -> Any:
+        vllm = import_module("vllm")
+        try:
+            arguments = vllm.AsyncEngineArgs(model=self._model, **self._arguments)
+            return import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(arguments)
+        except Exception as error:  # whatever vLLM raises on a bad model, argument, device or memory
+            raise ConfigurationError(
+                f"vLLM cannot run {self._model!r}: {type(error).__name__}: {error}",
+                remedy="Its log has more.",
+            ) from error
+
+    def _default(self, name: str) -> Any:
+        found: dict[str, Any] = self._engine.model_config.get_diff_sampling_param()
+        return found.get(name)
+
+    def _rendered(self, messages: Sequence[Message]) -> list[int]:
+        continued = bool(messages) and messages[-1].role == "assistant"
+        found: Any = self._engine.get_tokenizer().apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in messages],
+            add_generation_prompt=not continued,
+            continue_final_message=continued,
+            tokenize=True,
+            return_dict=False,
+        )
+        return list(found)
+
+    def _params(self, request: Request, kind: Any) -> Any:
+        vllm = import_module("vllm")
+        constraint = request.constraint
+        outputs = None
+        if constraint is not None:
+            value = constraint.decoded() if constraint.type == "choice" else constraint.value
+            outputs = import_module("vllm.sampling_params").StructuredOutputsParams(
+                **{constraint.type: value}
+            )
+        default = self._default("temperature")
+        temperature = request.temperature if request.temperature is not None else default
+        return vllm.SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=1.0 if temperature is None else temperature,
+            top_p=request.top_p,
+            seed=random.getrandbits(63) if request.seed is None else request.seed,
+            stop=list(request.stop),
+            logprobs=request.logprobs,
+            structured_outputs=outputs,
+            output_kind=kind,
+        )
+
+    async def _ask(self, ids: Sequence[int], params: Any, priority: int) -> AsyncGenerator[Any, None]:
+        """The engine's outputs for one sequence, its errors as ours."""
+        prompt = {"prompt_token_ids": list(ids)}
+        outputs = self._engine.generate(prompt, params, f"stratagem-{next(self._numbers)}", priority=priority)
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+        except StratagemError:
+            raise
+        except ValueError as error:
+            raise RejectedError(f"{self.name}: {error}") from error
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            if self._engine is None or self._engine.errored:
+                raise UnavailableError(f"vLLM's engine has ended: {what}") from error
+            raise BackendError(f"vLLM's engine failed: {what}") from error
+
+    async def _draw(self, request: Request, drawing: _Drawing, deltas: bool) -> None:
+        prompt = self._rendered(request.messages)
+        able = await self.capabilities()
+        assert able.context is not None
+        if len(prompt) >= able.context:
+            raise ContextLengthError(
+                f"The prompt has {len(prompt)} tokens and {self._model} takes {able.context} in all.",
+                remedy="Shorten the question or use a model with a longer context.",
+            )
+        if request.logprobs is not None and request.logprobs > able.logprobs:
+            raise UnsupportedError(
+                f"{self.name} gives at most {able.logprobs} top log-probabilities.",
+                remedy="Raise max_logprobs.",
+            )
+        kinds = import_module("vllm.sampling_params").RequestOutputKind
+        drawing.prompt = len(prompt)
+        async with task_group() as group:
+            for index in range(request.n):
+                params = self._params(request.sibling(index), kinds.DELTA)
+                group.create_task(self._sibling(prompt, params, request.priority, index, drawing, deltas))
+
+    async def _sibling(
+        self, prompt: Sequence[int], params: Any, priority: int, index: int, drawing: _Drawing, deltas: bool
+    ) -> None:
+        text: list[str] = []
+        tokens: list[TokenLogprob] = []
+        drawing.running += 1
+        async with aclosing(self._ask(prompt, params, priority)) as outputs:
+            async for output in outputs:
+                [piece] = output.outputs
+                new = tuple(
+                    _logprob(token, at, params.logprobs)
+                    for token, at in zip(piece.token_ids, piece.logprobs or (), strict=False)
+                )
+                text.append(piece.text)
+                tokens += new
+                drawing.decoded[index] = drawing.decoded.get(index, 0) + len(piece.token_ids)
+                drawing.cached = max(drawing.cached, output.num_cached_tokens or 0)
+                whole = None
+                if output.finished:
+                    finish: Literal["stop", "length"] = (
+                        "length" if piece.finish_reason == "length" else "stop"
+                    )
+                    count = drawing.decoded[index]
+                    whole = Completion(index, "".join(text), finish, count, tuple(tokens))
+                    drawing.running -= 1
+                if deltas or whole is not None:
+                    drawing.give(Chunk(index, piece.text, new, whole))
+
+
+class _Drawing(Arrivals):
+    """The completions of one request, and what they have cost so far."""
+
+    replayed = False
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.prompt = 0
+        self.cached = 0
+        self.running = 0  # siblings that the engine has been given and that have not ended
+        self.decoded: dict[int, int] = {}
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt,
+            completion_tokens=sum(self.decoded.values()),
+            cached_tokens=min(self.cached, self.prompt),
+            uncertain_tokens=_UNSEEN * self.running,
+            calls=1 if self.prompt else 0,
+        )
+
+
+def _logprob(token: int, at: Any, most: int = 0) -> TokenLogprob:
+    """Of the token that stands there, and of the `most` likeliest."""
+    ranked = sorted((found for found in at.values() if found.rank <= most), key=lambda found: found.rank)
+    top = tuple((found.decoded_token or "", found.logprob) for found in ranked)
+    return TokenLogprob(at[token].decoded_token or "", at[token].logprob, top)

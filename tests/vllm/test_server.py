@@ -1,0 +1,171 @@
+"""Starting, using and ending a real vLLM server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stratagem as sg
+from stratagem.backends.openai import OpenAIBackend
+from stratagem.backends.vllm.server import VLLMServer
+from stratagem.bench.gym import skill
+from stratagem.core.backend import Constraint, Message, Request, ScoreRequest
+
+pytestmark = pytest.mark.vllm
+MINI = Path(__file__).resolve().parents[2] / "backends/embedded/mini"
+QUESTION = skill("words").problem("test", 0).question
+
+
+def run(main: Callable[[OpenAIBackend], Coroutine[Any, Any, None]], server: VLLMServer) -> None:
+    async def limited() -> None:
+        backend = OpenAIBackend(server.url, server.name)
+        try:
+            async with asyncio.timeout(300):
+                await main(backend)
+        finally:
+            await backend.aclose()
+
+    asyncio.run(limited())
+
+
+def asked(text: str = QUESTION, **options: Any) -> Request:
+    return Request((Message("user", text),), **{"max_tokens": 120, "seed": 1, "temperature": 0.0, **options})
+
+
+def test_what_it_can_do_is_found_out(server: VLLMServer) -> None:
+    async def main(backend: OpenAIBackend) -> None:
+        able = await backend.capabilities()
+        assert (able.model, able.context) == ("mini", 1024)
+        assert able.n
+        assert able.seed
+        assert able.prompt_logprobs
+        assert able.continue_final
+        assert able.exact_count
+        assert able.constraints == {"choice", "regex", "json", "grammar"}
+        assert able.version
+
+    run(main, server)
+
+
+def test_greedy_text_is_the_embedded_engines(server: VLLMServer) -> None:
+    """The same weights: float16 widened to float32 in both."""
+
+    async def main(backend: OpenAIBackend) -> None:
+        embedded = sg.connect()
+        questions = [skill("words").problem("test", index).question for index in range(20)]
+        same = 0
+        for question in questions:
+            theirs = (await backend.generate(asked(question))).completions[0].text
+            ours = (await embedded.generate(asked(question))).completions[0].text
+            same += theirs == ours
+        await embedded.aclose()
+        print(f"greedy texts equal to the embedded engine's: {same} of {len(questions)}")
+        assert same >= 19  # near-ties may fall either way: the kernels round differently
+
+    run(main, server)
+
+
+def test_siblings_of_one_request_are_those_of_many(server: VLLMServer) -> None:
+    async def main(backend: OpenAIBackend) -> None:
+        together = asked(n=4, temperature=1.0)
+        texts = [c.text for c in (await backend.generate(together)).completions]
+        alone = [(await backend.generate(together.sibling(i))).completions[0].text for i in range(4)]
+        assert texts == alone
+        assert len(set(texts)) > 1
+
+    run(main, server)
+
+
+def test_constraints_hold(server: VLLMServer) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    grammar = 'root ::= "yes" | "no" | "it is " [0-9] "."'
+
+    async def main(backend: OpenAIBackend) -> None:
+        async def text(constraint: Constraint) -> str:
+            request = asked(constraint=constraint, temperature=1.0, max_tokens=40)
+            return (await backend.generate(request)).completions[0].text
+
+        assert await text(Constraint.choice(["red", "blue"])) in {"red", "blue"}
+        assert (await text(Constraint("regex", "[a-c]{3}-[0-9]{2}")))[3] == "-"
+        assert '"n"' in await text(Constraint.json_schema(schema))
+        found = await text(Constraint("grammar", grammar))
+        assert found in {"yes", "no"} or found.startswith("it is ")
+
+    run(main, server)
+
+
+def test_scores_are_the_log_probabilities_of_decoding(server: VLLMServer) -> None:
+    async def main(backend: OpenAIBackend) -> None:
+        request = asked(logprobs=0)
+        [completion] = (await backend.generate(request)).completions
+        assert completion.finish == "stop"
+        scoring = await backend.score(ScoreRequest(request.messages, (completion.text,)))
+        assert [t.token for t in scoring.scores[0]] == [t.token for t in completion.tokens][
+            : len(scoring.scores[0])
+        ]
+        for scored, decoded in zip(scoring.scores[0], completion.tokens, strict=False):
+            assert scored.logprob == pytest.approx(decoded.logprob, abs=1e-3)
+
+    run(main, server)
+
+
+def test_counts_are_exact(server: VLLMServer) -> None:
+    async def main(backend: OpenAIBackend) -> None:
+        request = asked("A question that was never counted before: 17?")
+        assert (
+            await backend.count_tokens(request.messages)
+            == (await backend.generate(request)).usage.prompt_tokens
+        )
+
+    run(main, server)
+
+
+@pytest.mark.parametrize("kind", ["self_consistency", "best_of_n"])
+def test_strategies_answer_as_on_the_embedded_engine(server: VLLMServer, kind: str) -> None:
+    async def main(backend: OpenAIBackend) -> None:
+        strategy = sg.Strategy.load({"kind": kind, "n": 8})
+        right = 0
+        for index in range(8):
+            problem = skill("words").problem("test", index)
+            answer = await sg.solve(problem.question, strategy=strategy, llm=backend)
+            right += answer.value == problem.answer
+        assert right >= 3
+
+    run(main, server)
+
+
+def test_a_port_in_use_is_one_error() -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(
+                sg.ConfigurationError, match=f"Cannot listen on 127.0.0.1:{port}.*another port"
+            ):
+                async with VLLMServer(MINI, port=port):
+                    pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [
+        (MINI, ["--no-such-flag", "3"], "no flag --no-such-flag"),
+        (MINI, ["--max-model-len", "many"], "refuses a flag: argument --max-model-len"),
+        (MINI, ["--max-model-len", "100000", "--enforce-eager"], "100000"),
+        ("/no/such/folder", [], "no model folder"),
+        ("nobody/no-such-model", [], "finds no model"),
+    ],
+)
+def test_what_cannot_be_is_one_error(model: Any, flags: list[str], message: str) -> None:
+    async def main() -> None:
+        with pytest.raises(sg.ConfigurationError, match=message):
+            async with VLLMServer(model, flags, environment={"VLLM_CPU_KVCACHE_SPACE": "1"}):
+                pass
+
+    asyncio.run(main())
