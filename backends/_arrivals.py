@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
+from typing import Self
 
 from stratagem.core.backend import Chunk
 from stratagem.core.errors import root_cause
@@ -28,14 +29,19 @@ class Arrivals:
     def taken(self, chunk: Chunk) -> None:
         """Is called with each chunk right before it is given away."""
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        while self.open:
-            item = await self._queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            self.open -= item.completion is not None
-            self.taken(item)
-            yield item
+    def __aiter__(self) -> Self:
+        # No generator: one that is left halfway would be ended some turns of the loop later.
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if not self.open:
+            raise StopAsyncIteration
+        item = await self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        self.open -= item.completion is not None
+        self.taken(item)
+        return item
 
 
 def spans(indices: Iterable[int]) -> list[range]:

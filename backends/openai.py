@@ -19,8 +19,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
-from typing import Self
 
+from stratagem.backends._arrivals import Arrivals
 from stratagem.backends._openai import scoring
 from stratagem.backends._openai.address import checked_key, checked_url, public
 from stratagem.backends._openai.call import CHAT, Call, Plan
@@ -164,22 +164,16 @@ class OpenAIBackend:
         self, request: Request, meter: Meter | None = None, *, deltas: bool = True
     ) -> AsyncIterator[Stream]:
         """Completions as they are decoded; leaving the block closes the connections, so that decoding stops."""
-        queue: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
         dialect = await self._dialect()
         request = await self._fitted(request, dialect)
-        call = await self._call(dialect, request, Tally(meter), queue.put_nowait, stream=True, deltas=deltas)
+        arrivals = Arrivals(request.n)
+        call = await self._call(dialect, request, Tally(meter), arrivals.give, stream=True, deltas=deltas)
         # Reading goes on while the consumer is busy, so that permits come back when sequences end.
         driver = asyncio.ensure_future(call.draw(range(request.n)))
-
-        def ended(task: asyncio.Future[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                queue.put_nowait(error)
-
-        driver.add_done_callback(ended)
+        driver.add_done_callback(arrivals.ended)
         try:
-            stream = _ServerStream(call, queue, request.n)
-            yield stream
-            if stream.ended:
+            yield _ServerStream(call, arrivals)
+            if not arrivals.open:
                 # All completions have come; the usage and the end of the answer are on their way, and reading
                 # them keeps the connection.
                 await asyncio.wait([driver], timeout=_LAST_WORD_SECONDS)
@@ -332,29 +326,13 @@ class _ServerStream:
 
     replayed = False
 
-    def __init__(self, call: Call, queue: asyncio.Queue[Chunk | BaseException], n: int) -> None:
+    def __init__(self, call: Call, arrivals: Arrivals) -> None:
         self._call = call
-        self._queue = queue
-        self._open = n
-
-    @property
-    def ended(self) -> bool:
-        return not self._open
+        self._arrivals = arrivals
 
     @property
     def usage(self) -> Usage:
         return self._call.usage
 
-    def __aiter__(
-        self,
-    ) -> Self:  # no generator: one that is left halfway is ended some turns of the loop later
-        return self
-
-    async def __anext__(self) -> Chunk:
-        if not self._open:
-            raise StopAsyncIteration
-        item = await self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        self._open -= item.completion is not None
-        return item
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self._arrivals
