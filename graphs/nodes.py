@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
-from stratagem.core.connect import connect
+from stratagem.core.connect import shipped
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
@@ -50,7 +49,7 @@ class StrategyNode:
             runtime.stream_writer(json.loads(record.json()))
 
         run = Run(
-            self._models or _given(runtime.context) or {POLICY: _shipped_model()},
+            self._models or _given(runtime.context) or {POLICY: shipped()},
             ledger=Ledger(self._budget),
             seed=self._seed,
             trace=Trace(run_id, listeners=[stream]),
@@ -130,11 +129,6 @@ def _roles(llm: Backend | None, models: Mapping[str, Backend] | None) -> Mapping
 
 def _given(context: Any) -> Mapping[str, Backend] | None:
     return _roles(_look(context, "llm"), _look(context, "models"))
-
-
-@functools.cache
-def _shipped_model() -> Backend:
-    return connect()
 
 
 def _look(state: Any, key: str) -> Any:

@@ -7,16 +7,17 @@ import hashlib
 import random
 import threading
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, ParamSpec, Self, TypeVar
 
 from stratagem.backends.embedded.constraints import Grammar
 from stratagem.backends.embedded.engine import Engine, EngineStats
 from stratagem.backends.embedded.requests import Delta, Handle, Result, Sample, Spent, Token, Want
 from stratagem.backends.embedded.sampling import Sampling
+from stratagem.backends.embedded.tokenizer import LONG
 from stratagem.core.backend import (
     Capabilities,
     Chunk,
@@ -39,6 +40,9 @@ from stratagem.core.errors import (
 )
 from stratagem.core.usage import Meter, Usage
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MINI = Path(__file__).parent / "mini"
 GRAMMARS = 256  # compiled ones to remember
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -58,7 +62,7 @@ class _Shared:
         self.folder = folder
         self.users = 0
         self.engine = Engine(folder)
-        self.render = lru_cache(1024)(self._render)  # a prompt is counted before it is sent
+        self._rendered = lru_cache(1024)(self._render)  # a prompt is counted before it is sent
         self._grammars: dict[Constraint, Grammar] = {}
 
     @classmethod
@@ -70,6 +74,18 @@ class _Shared:
                 shared = cls._open[folder] = cls(folder)
             shared.users += 1
             return shared
+
+    async def render(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """Tokens of a conversation."""
+        return await _timely(sum(len(m.content) for m in messages), self._rendered, messages)
+
+    async def encode(self, texts: tuple[str, ...]) -> list[list[int]]:
+        """Tokens of each text."""
+
+        def encode() -> list[list[int]]:
+            return [self.engine.tokenizer.encode(text) for text in texts]
+
+        return await _timely(sum(map(len, texts)), encode)
 
     def _render(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         return tuple(self.engine.tokenizer.render([(m.role, m.content) for m in messages]))
@@ -151,7 +167,7 @@ class EmbeddedBackend:
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         """Exact."""
-        return len((await self._opened()).render(tuple(messages)))
+        return len(await (await self._opened()).render(tuple(messages)))
 
     async def generate(self, request: Request, meter: Meter | None = None) -> Generation:
         """All completions of ``request``, when the last has ended; cancelling stops the engine."""
@@ -179,8 +195,8 @@ class EmbeddedBackend:
         """Log-probabilities of each continuation; the prompt is computed, and charged, once."""
         shared = await self._opened()
         engine = shared.engine
-        prompt = shared.render(request.messages)
-        continuations = [engine.tokenizer.encode(text) for text in request.continuations]
+        prompt = await shared.render(request.messages)
+        continuations = await shared.encode(request.continuations)
         result = await _finished(engine.score(prompt, continuations), meter)
         scores = tuple(_logprobs(engine, tokens) for tokens in result.scores)
         return Scoring(scores, _usage(result.spent))
@@ -227,7 +243,7 @@ class EmbeddedBackend:
                 logprobs=request.logprobs,
                 grammar=await shared.grammar(request.constraint) if request.constraint else None,
             )
-            return engine.submit(shared.render(request.messages), sampling, request.n, want)
+            return engine.submit(await shared.render(request.messages), sampling, request.n, want)
         except ValueError as error:
             raise RejectedError(f"{self.name}: {error}.") from error
 
@@ -254,6 +270,13 @@ class EmbeddedStream:
             return _chunk(self._engine, delta)
         _raise_failure(await self.handle.result())
         raise StopAsyncIteration
+
+
+async def _timely(characters: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What ``work`` on so many characters gives; in a thread if it would hold up the event loop."""
+    if characters < LONG:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 async def _finished(handle: Handle, meter: Meter | None) -> Result:

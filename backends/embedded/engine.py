@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from llguidance import LLTokenizer
@@ -57,6 +58,18 @@ def blas_threads() -> int:
     return int(given)
 
 
+_ENGINES: WeakSet[Engine] = WeakSet()  # of this process
+
+
+def _forked() -> None:
+    for engine in list(_ENGINES):
+        engine._reset()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Engine:
     """A model in this process. Made without starting anything; the driver thread starts with the first job
     and sleeps when there is none.
@@ -86,11 +99,18 @@ class Engine:
         block_bytes = config.layers * 2 * config.kv_heads * config.head_dim * BLOCK * 4
         # Two at least: a prompt waits in one place while its samples are decoded in the other.
         running = max(2, min(max_running, KV_BYTES // (per_context * block_bytes)))
-        cache = self.model.new_cache(running * per_context)
-        self._scheduler = Scheduler(self.model, self.tokenizer, cache, running, max_batch)
+        self._limits = running * per_context, running, max_batch
         self._threads = threads or blas_threads()
-        ends = sorted(self._scheduler.end)
+        ends = sorted(config.end | {self.tokenizer.end})
         self._words = LLTokenizer(self.tokenizer.json, n_vocab=config.vocabulary, eos_token=ends)
+        self._reset()
+        _ENGINES.add(self)
+
+    def _reset(self) -> None:
+        """Nothing runs: as it begins, and in a forked process, which has none of its parent's threads."""
+        blocks, running, max_batch = self._limits
+        cache = self.model.new_cache(blocks)
+        self._scheduler = Scheduler(self.model, self.tokenizer, cache, running, max_batch)
         self._wake = threading.Condition()
         self._commands: list[Callable[[], None]] = []
         self._handles: dict[Job, Handle] = {}  # of jobs not ended; the driver's

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
-from stratagem.core.connect import connect
+from stratagem.core.connect import shipped
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
@@ -39,8 +39,8 @@ async def solve(
     Args:
         question: text, or a :class:`Task` with choices, schema or a conversation.
         strategy: an object, its kind, its plain data, or a YAML/JSON file.
-        llm: the model that answers (default: the embedded one); ``judge``: the one that judges (default: the
-            same); ``models``: any further roles.
+        llm: the model that answers (default: the embedded one, which is read once and then stays in this process);
+            ``judge``: the one that judges (default: the same); ``models``: any further roles.
         budget: limits, as an object or as ``"tokens=20000,seconds=30"``. In a store they are for all sittings of
             a run together, and hold until others are given.
         seed: the same seed gives the same answer on the same backend.
@@ -129,7 +129,7 @@ def roles_of(
     if judge is not None:
         roles[JUDGE] = judge
     if POLICY not in roles:
-        roles[POLICY] = connect()
+        roles[POLICY] = shipped()
     return roles
 
 

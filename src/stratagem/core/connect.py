@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from inspect import signature
 from typing import Any
@@ -45,6 +46,15 @@ def connect(
             f"{url!r} is no URL of a server.", remedy="Write it like http://localhost:8000/v1."
         )
     return _open("openai", base_url=url, model=model, api_key=api_key, **options)
+
+
+@cache
+def shipped() -> Backend:
+    """The shipped model, as one backend for all in this process that name none.
+
+    It is read when it is first used, by whatever event loop, and stays until the process ends.
+    """
+    return connect()
 
 
 def _open(kind: str, **options: Any) -> Backend:
