@@ -8,13 +8,18 @@ export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEV := .venv/.dev$(REFERENCE)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-vllm check bench clean
 
 demo: .venv/.base
 	@$(BIN)/stratagem demo
 
 test: $(DEV)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# With real vLLM, in an environment of its own.
+test-vllm:
+	.ci/vllm
+	.venv-vllm/bin/python -m pytest tests/vllm $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -52,4 +57,4 @@ bench: $(DEV)
 	@touch $@
 
 clean:
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-vllm dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

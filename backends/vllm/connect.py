@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from stratagem.backends.openai import OpenAIBackend
+from stratagem.backends.vllm.plan import plan
+from stratagem.backends.vllm.profiles import Profile, Workload
 from stratagem.backends.vllm.server import VLLMServer
 
 
 @asynccontextmanager
 async def connect_vllm(
-    model: str | Path, flags: Sequence[str] = (), *, permits: int = 64, **options: Any
+    model: str | Path,
+    profile: str | Profile = "agent",
+    flags: Sequence[str] = (),
+    *,
+    workload: Workload | None = None,
+    permits: int | None = None,
+    python: str | Path | None = None,
+    **options: Any,
 ) -> AsyncIterator[OpenAIBackend]:
     """A backend over a vLLM server that lives as long as the block.
 
-        async with sg.connect_vllm("Qwen/Qwen3-8B") as llm:
+        async with sg.connect_vllm("Qwen/Qwen3-8B", profile="agent") as llm:
             answer = await sg.solve(question, llm=llm)
 
     Args:
         model: a folder, or a name on the Hugging Face hub.
-        flags: further flags of `vllm serve`.
-        permits: sequences in flight at the same time.
-        options: of :class:`~stratagem.backends.vllm.server.VLLMServer`.
+        profile: agent, latency, throughput, long-context, or a profile of one's own.
+        flags: flags of `vllm serve`, which go before the profile's own.
+        workload: what the server is going to be asked; the profile is made for it.
+        permits: sequences in flight at the same time; default: the profile's.
+        python: the interpreter of an environment that has vLLM; default: this one.
+        options: further ones of :class:`~stratagem.backends.vllm.server.VLLMServer`.
 
     Raises:
-        ConfigurationError, BackendTimeoutError, UnavailableError: as that class says.
+        MissingExtraError: vLLM is not installed.
+        ConfigurationError: this vLLM or this machine cannot do what is asked for.
+        BackendTimeoutError, UnavailableError: it did not start, as :class:`VLLMServer` says.
     """
-    async with VLLMServer(model, flags, **options) as server:
-        backend = OpenAIBackend(server.url, server.name, permits=permits)
+    planned = await asyncio.to_thread(plan, profile, flags, workload=workload, python=python)
+    async with VLLMServer(model, planned.arguments, python=python, **options) as server:
+        backend = OpenAIBackend(server.url, server.name, permits=permits or planned.profile.permits)
         try:
             yield backend
         finally:

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOME = {
     "stratagem.api": ("solve", "solve_sync"),
     "stratagem.core.connect": ("connect",),
+    "stratagem.backends.vllm.connect": ("connect_vllm",),
     "stratagem.core.backend": ("Backend", "Constraint", "Message", "Request"),
     "stratagem.core.budget": ("Budget", "Ledger"),
     "stratagem.core.component": ("parameter",),
@@ -68,6 +69,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from stratagem.api import solve as solve
     from stratagem.api import solve_sync as solve_sync
+    from stratagem.backends.vllm.connect import connect_vllm as connect_vllm
     from stratagem.core.backend import Backend as Backend
     from stratagem.core.backend import Constraint as Constraint
     from stratagem.core.backend import Message as Message

@@ -1,0 +1,114 @@
+"""``stratagem vllm``: start a server by a profile, and show the profiles."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from stratagem._cli.console import ACCENT, DIM, STRONG, safe, show, stderr, write_line
+from stratagem.backends.vllm._checks import checked
+from stratagem.backends.vllm.hardware import Hardware, Installed
+from stratagem.backends.vllm.plan import Plan, plan
+from stratagem.backends.vllm.profiles import PROFILES, Profile, Workload
+from stratagem.backends.vllm.profiles import profile as named
+from stratagem.backends.vllm.server import VLLMServer
+from stratagem.core.errors import ConfigurationError, UnavailableError
+
+
+async def serve(
+    model: str,
+    profile: str,
+    flags: Sequence[str],
+    *,
+    workload: Workload,
+    host: str,
+    port: int,
+    name: str | None,
+    python: str | None,
+    startup_timeout: float,
+    print_only: bool,
+) -> int:
+    """Serve a model until the server ends or Ctrl-C; with ``print_only`` say the command that would."""
+    planned = plan(profile, flags, workload=workload, python=python, run=not print_only)
+    if print_only:
+        fixed = ["--host", host, "--port", str(port)]
+        fixed += [] if name is None else ["--served-model-name", name]
+        write_line(planned.command(model, fixed))
+        return 0
+    server = VLLMServer(
+        model,
+        planned.arguments,
+        name=name,
+        host=host,
+        port=port,
+        python=python,
+        startup_timeout=startup_timeout,
+        log=_tell,
+    )
+    async with server:
+        stderr().print(Text.assemble(("ready: ", f"{STRONG} {ACCENT}"), f"{server.name}, profile {profile}"))
+        write_line(server.url)
+        code = await server.ended()
+    raise UnavailableError(f"vLLM ended by itself with exit code {code}.", remedy="Its log above says why.")
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(safe(line) + "\n")
+    sys.stderr.flush()
+
+
+async def profiles(workload: Workload, *, python: str | None, as_json: bool) -> int:
+    """Print every profile as it is on this machine; gives the exit code."""
+    installed = Installed.find(python)
+    hardware = Hardware.detect(installed.device if installed is not None else None)
+    made = {name: named(name, hardware, workload) for name in PROFILES}
+    if as_json:
+        data = {
+            "hardware": hardware.model_dump(mode="json"),
+            "vllm": None if installed is None else installed.model_dump(mode="json"),
+            "profiles": {
+                name: each.model_dump(mode="json", exclude_none=True) for name, each in made.items()
+            },
+        }
+        write_line(json.dumps(data, ensure_ascii=False, indent=2))
+        return 0
+    where = f"{hardware.name or hardware.device}, {hardware.free:.0f} of {hardware.memory:.0f} GiB free"
+    has = "vLLM is not installed here" if installed is None else f"vLLM {installed.version}"
+    parts: list[RenderableType] = [Text(f"{where}; {has}", style=DIM)]
+    for name, each in made.items():
+        summary = (PROFILES[name].__doc__ or "").partition("\n")[0]
+        parts += [Text(), Text.assemble((name, f"{STRONG} {ACCENT}"), "  ", summary)]
+        parts.append(Padding(_table(each), (0, 0, 0, 2)))
+        refused = _refused(Plan(each, (), hardware, installed))
+        parts += [Padding(Text(refused, style="red"), (0, 0, 0, 2))] if refused else []
+    footer = "Print one as a command: stratagem vllm serve MODEL --profile agent --print"
+    show(*parts, Text(), Text(footer, style=DIM))
+    return 0
+
+
+def _refused(planned: Plan) -> str:
+    try:
+        checked(planned.profile, planned.hardware, planned.installed)
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+def _table(each: Profile) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(max_width=34, overflow="fold")
+    table.add_column(style=DIM, overflow="fold")
+    for name, field in Profile.model_fields.items():
+        value = getattr(each, name)
+        if value is None or value == ():
+            continue
+        shown = value.method + f", {value.depth} tokens" if name == "speculative" else str(value).lower()
+        table.add_row(name, shown, field.description or "")
+    return table

