@@ -14,7 +14,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from goals import Goals, parser
@@ -28,6 +31,8 @@ QUESTION = (
 )
 NEW_TOKENS = 128
 CONCURRENT = (1, 8, 32)
+BESIDE = (1, 32)  # concurrent requests beside a busy thread
+INTERVALS = (0.005, 0.0005)  # seconds; the first is Python's own
 GOALS = {8: 2.0}  # times the throughput of one
 
 
@@ -54,15 +59,40 @@ async def score_latency(engine: Engine, seed: int) -> float:
     return statistics.median(times)
 
 
+@contextmanager
+def busy_thread(interval: float) -> Iterator[None]:
+    """A thread of pure Python that never waits, and the interpreter's switch interval in seconds."""
+    over = threading.Event()
+
+    def spin() -> None:
+        while not over.is_set():
+            pass
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(interval)
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(before)
+
+
 async def measure(engine: Engine, rounds: int, goals: Goals) -> None:
     """Print the ratios."""
     await throughput(engine, max(CONCURRENT), -1)
     speeds: dict[int, list[float]] = {n: [] for n in CONCURRENT}
     scores: list[float] = []
+    shares: dict[tuple[int, float], list[float]] = {(n, i): [] for n in BESIDE for i in INTERVALS}
     for seed in range(rounds):
         for n in CONCURRENT:
             speeds[n].append(await throughput(engine, n, seed))
         scores.append(await score_latency(engine, seed) * speeds[1][-1])
+        for (n, interval), found in shares.items():
+            with busy_thread(interval):
+                found.append(await throughput(engine, n, seed) / speeds[n][-1])
     print(f"{NEW_TOKENS} new tokens a request, {rounds} rounds, median (least .. most)")
     for n in CONCURRENT:
         ratios = [many / one for many, one in zip(speeds[n], speeds[1], strict=True)]
@@ -72,6 +102,12 @@ async def measure(engine: Engine, rounds: int, goals: Goals) -> None:
         print(f"  throughput at {n:2} concurrent: {ratio:.2f} times that at 1 {spread}{verdict}")
     spread = f"({min(scores):.2f} .. {max(scores):.2f})"
     print(f"  one-token score: {statistics.median(scores):.2f} times a token decoded alone {spread}")
+    for (n, interval), found in shares.items():
+        spread = f"({min(found):.2f} .. {max(found):.2f})"
+        print(
+            f"  beside a busy Python thread, switch interval {1000 * interval:g} ms: "
+            f"{statistics.median(found):.2f} times the throughput at {n:2} {spread}"
+        )
 
 
 def main() -> int:
