@@ -1,5 +1,7 @@
 """Write the model card from the reports of evaluate.py.
 
+Shape and size are read from the model folder that the card is written to.
+
 python training/card.py test.json hard.json --minutes 110 --out backends/embedded/mini/README.md
 """
 
@@ -17,22 +19,22 @@ pipeline_tag: text-generation
 ---
 # stratagem-mini
 
-A 2.76 M-parameter Llama that solves multi-step word problems in worked steps, says whether a step is right, and
-says whether starting over would do better. It ships with Stratagem so that inference-time strategies can be run,
-tested and measured with a real language model on any machine, without a GPU or a download. Apache-2.0.
+A Llama of {parameters:.2f} M parameters that solves multi-step word problems in worked steps, says whether a step
+is right, and says whether starting over would do better. It ships with Stratagem so that inference-time strategies
+can be run, tested and measured with a real language model on any machine, without a GPU or a download. Apache-2.0.
 
 **Limits.** It knows only the generated word problems of `stratagem.bench.gym` (seven families, 2-5 steps, integers
 under 1,000). Other questions get text of the same kind, and wrong answers. Its judges are trained on its own
 solutions at the temperature below, not on other models' text.
 
-**Known weakness.** The judges know which problems are hard and which broken steps are wrong, but they rank samples
-of one problem no better than chance, so best-of-n by them is worse than one sample (below). Vote instead until a
-later version mends this. The test split was made easier (2-5 steps) after a first look at results on a harder one.
+The test split was made easier (2-5 steps) after a first look at results on a harder one.
 
 ## Architecture
-`LlamaForCausalLM`, hidden 192, 6 layers, 6 query and 2 key/value heads of 32, feed-forward 512, tied embeddings,
-RoPE theta 10,000, 1,024 positions (trained on under 500), float16 weights (5.5 MB). Byte-level BPE of 2,048 tokens:
-any UTF-8 text round-trips, every digit and newline is one token.
+`LlamaForCausalLM`, hidden {hidden_size}, {num_hidden_layers} layers, {num_attention_heads} query and
+{num_key_value_heads} key/value heads of {head_dim}, feed-forward {intermediate_size}, tied embeddings, RoPE theta
+{rope_theta:,.0f}, {max_position_embeddings:,} positions (trained on under 500), float16 weights
+({megabytes:.1f} MB). Byte-level BPE of {vocab_size:,} tokens: any UTF-8 text round-trips, every digit and newline
+is one token.
 
 ## Use
 Chat: `<|user|>question<|end|><|assistant|>`; the template is in `tokenizer_config.json`. A question, or a question
@@ -53,9 +55,9 @@ best of n needs. Accuracy by family and number of steps, one sample, test: {fami
 
 ## Training
 From scratch by `training/` of this repository, about {minutes} minutes in all on 2 CPU cores that other programs
-used too: supervised on generated problems and on contrasted right and wrong steps; then own samples on fresh
-training problems, each step graded by the generator and each whole sample compared with the others of its problem.
-Commands and reasons: `training/README.md`. Measured by `training/evaluate.py`.
+used too: supervised on generated problems and on right and wrong steps side by side, the wrong ones made up or
+written by the model itself on fresh training problems and graded by the generator; every token of such a pair is
+marked for the layer below the last. Commands and reasons: `training/README.md`. Measured by `training/evaluate.py`.
 """
 
 
@@ -105,6 +107,8 @@ if __name__ == "__main__":
     p.add_argument("--out", type=Path, required=True)
     arguments = p.parse_args()
     loaded = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.reports]
+    shape = json.loads((arguments.out.parent / "config.json").read_text(encoding="utf-8"))
+    size = (arguments.out.parent / "model.safetensors").stat().st_size
     families = loaded[0]["by family and steps"]
     card = TEXT.format(
         temperature=loaded[0]["temperature"],
@@ -112,5 +116,8 @@ if __name__ == "__main__":
         table=rows(loaded),
         families=", ".join(f"{name} {value:.2f}" for name, value in sorted(families.items())),
         minutes=arguments.minutes,
+        parameters=size / 2e6,
+        megabytes=size / 1e6,
+        **shape,
     )
     arguments.out.write_text(card, encoding="utf-8")

@@ -89,6 +89,10 @@ class Encoder:
                     learn.append((len(ids) - 1, token, token, 1.0, 1.0))
                 ids.append(token)
         trunk = len(ids)
+        for mark in document.marks:
+            marks += [
+                (start + i, float(mark.right)) for i, end in enumerate(ends) if mark.start < end <= mark.stop
+            ]
         positions, branches, limits = list(range(trunk)), [0] * trunk, [trunk] * trunk
         for number, probe in enumerate(document.probes, 1):
             seen = start + sum(end <= probe.at for end in ends)
@@ -98,9 +102,9 @@ class Encoder:
                 instead = wrong.ids
                 right = content[probe.at :].split("\n")
                 # Where the wrong line leaves every line that may still come.
-                same = max(_shared(line, probe.instead) for line in right)
+                same = max(shared(line, probe.instead) for line in right)
                 marks += [(len(ids) + i, 0.0) for i, (_, end) in enumerate(wrong.offsets) if end > same]
-                same = _shared(right[0], probe.instead)
+                same = shared(right[0], probe.instead)
                 stop = probe.at + len(right[0])
                 marks += [(start + i, 1.0) for i, end in enumerate(ends) if probe.at + same < end <= stop]
             branch = [*instead, END, USER, *self._fixed(probe.question), END, ASSISTANT]
@@ -112,7 +116,7 @@ class Encoder:
         return Row(ids, positions, branches, limits, learn, marks)
 
 
-def _shared(a: str, b: str) -> int:
+def shared(a: str, b: str) -> int:
     """Characters that both begin with."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

@@ -167,8 +167,8 @@ class Decoder(nn.Module):
 
     def forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor, past: Cache | None = None
-    ) -> tuple[Tensor, Cache, Tensor]:
-        """Hidden states (batch, length, hidden), the cache, and the states below the last layer.
+    ) -> tuple[Tensor, Cache, list[Tensor]]:
+        """Hidden states (batch, length, hidden), the cache, and the states below each layer.
 
         ids, positions: (batch, length). mask: (batch, 1, length, cached + length), true where a token may look.
         `past` has room for the new keys and values and takes them in.
@@ -180,10 +180,11 @@ class Decoder(nn.Module):
         angles = positions[:, None, :, None].float() * frequencies
         angles = torch.cat((angles, angles), -1)
         rope = (angles.cos(), angles.sin())
-        x = below = self.embed_tokens(ids)
+        x = self.embed_tokens(ids)
         cache: Cache = []
+        below: list[Tensor] = []
         for index, block in enumerate(self.layers):
-            below = x
+            below.append(x)
             x, kept = block(x, rope, mask, None if past is None else past[index])
             cache.append(kept)
         return self.norm(x), cache, below

@@ -18,11 +18,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from data import Encoder
+from data import Encoder, shared
 from sampler import sample
 from train import load_model
 
-from stratagem.bench.gym import Document, Grade, Message, Probe, Problem, Split, seeded, skills
+from stratagem.bench.gym import (
+    Document,
+    Grade,
+    Mark,
+    Message,
+    Probe,
+    Problem,
+    Skill,
+    Split,
+    answer_line,
+    seeded,
+    skills,
+)
 from stratagem.core.prompts import RESTART_QUESTION, STEP_BY_STEP, STEP_QUESTION
 
 
@@ -46,16 +58,38 @@ def restart_targets(rewards: Sequence[bool]) -> list[float]:
     return [0.0 if right else (sum(rewards) - right) / others for right in rewards]
 
 
-def document(question: str, text: str, grade: Grade, better: float, rng: random.Random) -> Document:
-    """The solution with a step judge after each line and restart probes: at the end, at a line's end, anywhere."""
+def document(
+    skill: Skill, problem: Problem, question: str, text: str, grade: Grade, better: float, rng: random.Random
+) -> Document:
+    """The solution with a step judge after each line up to the first wrong one, restart probes and marks.
+
+    Restart is asked at the end and at one other place: a line's end, or anywhere.
+    """
     ends = step_ends(text, grade.lines)
-    probes = [Probe(end, STEP_QUESTION, float(right)) for end, right in zip(ends, grade.right, strict=True)]
-    cuts = {len(text), rng.randrange(len(text)) if text else 0}
-    if len(ends) > 1:
-        end = rng.choice(ends[:-1])
-        cuts.add(end + (rng.random() < 0.5))
+    probes: list[Probe] = []
+    marks: list[Mark] = []
+    start = 0
+    for index, (end, right) in enumerate(zip(ends, grade.right, strict=True)):
+        probes.append(Probe(end, STEP_QUESTION, float(right)))
+        if not right:
+            line = grade.lines[index]
+            start = end - len(line)
+            same = max(
+                (shared(line, other) for other in _instead(skill, problem, grade.lines[:index])), default=0
+            )
+            marks += [Mark(start, start + same, True), Mark(start + same, end, False)]
+            break
+        marks.append(Mark(start, end, True))
+        start = end
+    cuts = {len(text), rng.choice([*ends[:-1], rng.randrange(len(text)) if text else 0])}
     probes += [Probe(cut, RESTART_QUESTION, better) for cut in sorted(cuts)]
-    return Document((Message("user", question), Message("assistant", text)), tuple(probes))
+    return Document((Message("user", question), Message("assistant", text)), tuple(probes), tuple(marks))
+
+
+def _instead(skill: Skill, problem: Problem, before: Sequence[str]) -> list[str]:
+    """The lines that would be right after these."""
+    lines = [*(step.text for step in (*problem.steps, *problem.extras)), answer_line(problem.answer)]
+    return [line for line in lines if skill.grade(problem, "\n".join([*before, line])).right[-1]]
 
 
 def contrast(problem: Problem, question: str, grades: Sequence[Grade], rng: random.Random) -> Document | None:
@@ -103,7 +137,8 @@ def read_documents(paths: Iterable[Path]) -> list[Document]:
             for line in file:
                 raw = json.loads(line)
                 messages = tuple(Message(**message) for message in raw["messages"])
-                found.append(Document(messages, tuple(Probe(**probe) for probe in raw["probes"])))
+                probes = tuple(Probe(**probe) for probe in raw["probes"])
+                found.append(Document(messages, probes, tuple(Mark(**mark) for mark in raw["marks"])))
     return found
 
 
@@ -128,7 +163,7 @@ def main(arguments: argparse.Namespace) -> None:
                 rights += sum(grade.correct for grade in grades)
                 total += len(grades)
                 made = [
-                    document(asked(problem, rng), text, grade, target, rng)
+                    document(skill, problem, asked(problem, rng), text, grade, target, rng)
                     for text, grade, target in zip(group, grades, better, strict=True)
                     if text.strip()
                 ]

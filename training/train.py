@@ -21,6 +21,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from stratagem.bench.gym import Document, skills
 MUON_RATE, ADAM_RATE = 0.02, 0.003
 MARKS_SHARE = 0.3
 """Of the loss of the marks (`Mistakes`), beside the mean loss of tokens and answers."""
+EARLY_SHARE = 0.3
+"""Of the loss of tokens read off two layers below the top. What the model would write must be known there for the
+two layers above to judge: one compares what was written with it, the other looks whether all of a line agreed."""
 
 
 def rate(done: float, level: float = 0.4, warm: float = 0.02) -> float:
@@ -52,19 +56,31 @@ def losses(model: Decoder, mistakes: Mistakes, batch: Batch) -> tuple[Tensor, Te
     first = logp.gather(1, batch.target[:, None])[:, 0]
     second = logp.gather(1, batch.other[:, None])[:, 0]
     loss = -(batch.share * first + (1 - batch.share) * second)
-    marks = mistakes(below.flatten(0, 1)[batch.marked]).float()
+    marks = mistakes(below[-1].flatten(0, 1)[batch.marked]).float()
     marked = F.binary_cross_entropy_with_logits(marks, batch.right)
     whole = (loss * batch.weight).sum() / batch.weight.sum()
     if len(marks):
         whole = whole + MARKS_SHARE * marked
+    written = batch.weight == 1
+    if written.any() and len(below) > 2:
+        early = model.logits(model.norm(below[-2].flatten(0, 1)[batch.where[written]])).float()
+        whole = whole + EARLY_SHARE * F.cross_entropy(early, batch.target[written])
     return whole, loss[batch.weight > 1].detach().mean(), marked.detach()
 
 
-def stream(own: list[Document], share: float, rng: random.Random) -> Iterator[Document]:
-    """Documents of all skills in turn at random, and a share from the model's own graded samples."""
+def stream(own: list[Document], share: float, rng: random.Random, bare: float = 0.0) -> Iterator[Document]:
+    """Documents of all skills in turn at random, and a share from the model's own graded samples.
+
+    A share `bare` of the solved ones comes without probes, which cost as many tokens as the solution.
+    """
     sources = [skill.documents(rng) for skill in skills().values()]
     while True:
-        yield rng.choice(own) if own and rng.random() < share else next(rng.choice(sources))
+        if own and rng.random() < share:
+            yield rng.choice(own)
+            continue
+        made = next(rng.choice(sources))
+        solved = made.messages[-1].loss
+        yield replace(made, probes=()) if solved and rng.random() < bare else made
 
 
 class Trainer:
@@ -185,7 +201,7 @@ def run(arguments: argparse.Namespace) -> Trainer:
         trainer.model.compile(dynamic=True)
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     every = batches(
-        lambda rng: stream(own, arguments.own_share, rng),
+        lambda rng: stream(own, arguments.own_share, rng, arguments.bare),
         encoder,
         arguments.seed,
         arguments.tokens // world,
@@ -244,6 +260,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--init", type=Path, help="checkpoint, or exported folder, to take the weights from")
     p.add_argument("--own", type=Path, nargs="*", help="graded samples of the model, from rounds.py")
     p.add_argument("--own-share", type=float, default=0.5, help="share of documents from --own")
+    p.add_argument("--bare", type=float, default=0.0, help="share of solved problems without judge questions")
     p.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")
     p.add_argument("--config", help="JSON of Config fields, for another size")
     p.add_argument("--tokenizer", type=Path, default=here.parent / "backends/embedded/mini/tokenizer.json")

@@ -214,14 +214,19 @@ def test_labels_of_a_round(module: Any, tmp_path: Path) -> None:
     task = skill("words")
     problem = task.problem("train", 0)
     lines = problem.solution.split("\n")
-    text = "\n".join([*lines[:-1], "The answer is 0."])
-    made = rounds.document(problem.question, text, task.grade(problem, text), 0.25, random.Random(0))
+    text = "\n".join([*lines[:-1], "The answer is 0.", "Now Ann has 1 + 1 = 2 pens."])
+    made = rounds.document(
+        task, problem, problem.question, text, task.grade(problem, text), 0.25, random.Random(0)
+    )
     steps = [probe for probe in made.probes if probe.question == STEP_QUESTION]
     restarts = [probe for probe in made.probes if probe.question == RESTART_QUESTION]
-    assert [text[: probe.at].split("\n")[-1] for probe in steps] == text.split("\n")
+    assert [text[: probe.at].split("\n")[-1] for probe in steps] == text.split("\n")[:-1]
     assert [probe.yes for probe in steps] == [1.0] * (len(lines) - 1) + [0.0]
     assert restarts[-1].at == len(text)
     assert {probe.yes for probe in restarts} == {0.25}
+    *right, begun, wrong = [(text[mark.start : mark.stop].strip(), mark.right) for mark in made.marks]
+    assert right == [(line, True) for line in lines[:-1]]
+    assert (begun, wrong) == (("The answer is", True), ("0.", False))
     path = tmp_path / "own.jsonl"
     rounds.write_documents(path, [made, made])
     assert rounds.read_documents([path]) == [made, made]

@@ -78,11 +78,21 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """Characters `start` to `stop` of the last message: `right` if a right line may still begin like this."""
+
+    start: int
+    stop: int
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
-    """A chat to train on, and the probes that branch off its last message."""
+    """A chat to train on, the probes that branch off its last message, and where that is right and wrong."""
 
     messages: tuple[Message, ...]
     probes: tuple[Probe, ...] = ()
+    marks: tuple[Mark, ...] = ()
 
 
 @runtime_checkable
