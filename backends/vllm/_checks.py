@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from stratagem.backends.vllm.hardware import Hardware, Installed
-from stratagem.backends.vllm.profiles import Profile, Speculative
+from stratagem.backends.vllm.profiles import DATASTORE, OWN, Profile, Speculative
 from stratagem.core.errors import ConfigurationError
 
 _CPU_BLOCK = 32
@@ -100,6 +100,11 @@ def _anywhere(profile: Profile) -> Iterator[tuple[str, str]]:
         )
     if profile.speculative is not None:
         yield from _speculative(profile.speculative)
+        if profile.speculative.method == "retrieval" and DATASTORE not in (profile.additional_config or {}):
+            yield (
+                "Speculative method retrieval needs a datastore of past runs.",
+                "Name its file by --datastore; stratagem vllm datastore makes one.",
+            )
 
 
 def _speculative(how: Speculative) -> Iterator[tuple[str, str]]:
@@ -122,9 +127,10 @@ def _speculative(how: Speculative) -> Iterator[tuple[str, str]]:
 def _by_version(profile: Profile, installed: Installed | None) -> Iterator[tuple[str, str]]:
     if installed is None or profile.speculative is None:
         return
-    if profile.speculative.method == "custom_class" and installed.release < _CUSTOM_CLASS:
+    method = profile.speculative.method
+    if (method == "custom_class" or method in OWN) and installed.release < _CUSTOM_CLASS:
         yield (
-            f"Method custom_class needs vLLM {_dotted(_CUSTOM_CLASS)}; {installed.version} is installed.",
+            f"Method {method} needs vLLM {_dotted(_CUSTOM_CLASS)}; {installed.version} is installed.",
             "Upgrade it, or use the method suffix or ngram.",
         )
 

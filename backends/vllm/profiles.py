@@ -31,8 +31,26 @@ KVType = Literal[
     "turboquant_4bit_nc",
 ]
 Method = Literal[
-    "ngram", "ngram_gpu", "suffix", "draft_model", "medusa", "eagle", "eagle3", "mtp", "custom_class"
+    "ngram",
+    "ngram_gpu",
+    "suffix",
+    "draft_model",
+    "medusa",
+    "eagle",
+    "eagle3",
+    "mtp",
+    "recycling",
+    "trie",
+    "retrieval",
+    "merged",
+    "custom_class",
 ]
+# Methods that are this package's own, by the class that vLLM loads for them.
+OWN: Mapping[str, str] = {
+    method: f"stratagem.backends.vllm.speculative.hook.{method.title()}Hook"
+    for method in ("recycling", "trie", "retrieval", "merged")
+}
+DATASTORE = "stratagem_datastore"  # the key of `--additional-config` that names the file for retrieval
 
 _GIB = 2**30
 _MODULE = "vllm.entrypoints.openai.api_server"
@@ -42,6 +60,9 @@ class Speculative(BaseModel):
     """Speculative decoding: a cheap guess at the next tokens, which the model then checks in one step.
 
     What is decoded keeps its distribution (greedy: its text). A seed does not repeat a sampled text any more.
+
+    Methods of this package's own are `recycling` (Token Recycling), `trie` (over prompts and outputs), `retrieval`
+    (from a datastore of past runs) and `merged` (all of them); the others are vLLM's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +79,9 @@ class Speculative(BaseModel):
     def config(self) -> dict[str, Any]:
         """The value of vLLM's `--speculative-config`."""
         found: dict[str, Any] = {"method": self.method, "num_speculative_tokens": self.depth}
-        if self.model is not None:
+        if self.method in OWN:
+            found |= {"method": "custom_class", "model": OWN[self.method]}
+        elif self.model is not None:
             found["model"] = self.model
         if self.method.startswith("ngram"):
             found |= {
@@ -74,6 +97,10 @@ class Speculative(BaseModel):
         fields = {key: told.pop(key) for key in ("method", "model", *_LOOKUP) if key in told}
         if "num_speculative_tokens" in told:
             fields["depth"] = told.pop("num_speculative_tokens")
+        own = [method for method, name in OWN.items() if name == fields.get("model")]
+        if own:
+            fields["method"] = own[0]
+            del fields["model"]
         return cls.model_validate(fields | {"extra": told})
 
 
@@ -122,6 +149,9 @@ class Profile(BaseModel):
         None, "In order of arrival, or of priority."
     )
     speculative: Speculative | None = parameter(None, "Speculative decoding.")
+    additional_config: Mapping[str, Any] | None = parameter(
+        None, f"Keys for plug-ins; `{DATASTORE}`: the file of past runs for method retrieval."
+    )
     enforce_eager: bool | None = parameter(None, "No compilation: starts sooner, decodes slower on a GPU.")
     max_logprobs: int | None = parameter(
         20, "Most log-probabilities a request may ask for, per token.", ge=-1
@@ -145,6 +175,8 @@ class Profile(BaseModel):
                 flags += [f"--{name}", *value]
             elif isinstance(value, Speculative):
                 flags += [f"--{name}", json.dumps(value.config(), separators=(",", ":"))]
+            elif isinstance(value, Mapping):
+                flags += [f"--{name}", json.dumps(value, separators=(",", ":"))]
             elif field == "kv_cache_gib":
                 flags += [f"--{name}", str(int(value * _GIB))]
             else:
@@ -211,6 +243,8 @@ def _read(field: str, values: list[str]) -> Any:
         return int(values[0]) / _GIB
     if field == "speculative":
         return Speculative.of_config(json.loads(values[0]))
+    if field == "additional_config":
+        return TypeAdapter(dict[str, Any]).validate_json(values[0])
     annotation: Any = Profile.model_fields[field].annotation
     return TypeAdapter(annotation).validate_strings(values[0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import stratagem as sg
 from stratagem.backends.vllm._checks import checked
 from stratagem.backends.vllm.hardware import Hardware, Installed
 from stratagem.backends.vllm.plan import plan
-from stratagem.backends.vllm.profiles import PROFILES, Profile, Speculative, Workload, profile
+from stratagem.backends.vllm.profiles import DATASTORE, OWN, PROFILES, Profile, Speculative, Workload, profile
 from stratagem.core.errors import MissingExtraError
 
 
@@ -82,6 +83,7 @@ profiles = st.builds(
     max_num_seqs=st.none() | st.integers(1, 10**4),
     scheduling_policy=st.sampled_from([None, "fcfs", "priority"]),
     speculative=st.none()
+    | st.builds(Speculative, method=st.sampled_from(sorted(OWN)), depth=st.integers(1, 64))
     | st.builds(
         Speculative,
         method=st.sampled_from(["ngram", "suffix", "draft_model", "custom_class"]),
@@ -89,6 +91,7 @@ profiles = st.builds(
         model=st.none() | st.text("ab/.'\" ", min_size=1),
         extra=st.just({}) | st.just({"suffix_decoding_max_tree_depth": 9}),
     ),
+    additional_config=st.none() | st.just({DATASTORE: "runs of 1.npz"}),
     enforce_eager=st.sampled_from([None, True, False]),
     max_logprobs=st.none() | st.integers(-1, 100),
     logits_processors=st.just(()) | st.just(("a.b:C", "d:E")),
@@ -171,6 +174,7 @@ def ngram(**changes: Any) -> Speculative:
         (H100, {"speculative": ngram(method="custom_class")}, ("needs a class", "package.module.Class")),
         (H100, {"speculative": ngram(method="custom_class", model="x y")}, ("'x y' is no class",)),
         (H100, {"speculative": ngram(prompt_lookup_min=9)}, ("prompt_lookup_min=9",)),
+        (H100, {"speculative": ngram(method="retrieval")}, ("needs a datastore", "stratagem vllm datastore")),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -184,11 +188,29 @@ def test_what_cannot_be_is_refused(
         assert word in str(raised.value)
 
 
-def test_an_older_vllm_has_no_classes_of_ones_own() -> None:
-    made = profile("agent", H100, speculative=ngram(method="custom_class", model="a.B"))
+@pytest.mark.parametrize("how", [{"method": "custom_class", "model": "a.B"}, {"method": "recycling"}])
+def test_an_older_vllm_has_no_classes_of_ones_own(how: dict[str, str]) -> None:
+    made = profile("agent", H100, speculative=how)
     checked(made, H100, GPU_BUILD)
     with pytest.raises(sg.ConfigurationError, match=r"needs vLLM 0.32; 0.24.1 is installed"):
         checked(made, H100, Installed(version="0.24.1", device="gpu"))
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_a_method_of_our_own_is_a_class_for_vllm(method: str) -> None:
+    made, rest = profile("latency", LAPTOP).overridden(
+        ["--speculative-config", json.dumps({"method": method, "num_speculative_tokens": 6})]
+    )
+    assert rest == []
+    assert made.speculative is not None
+    assert made.speculative == Speculative.model_validate({"method": method, "depth": 6})
+    assert made.speculative.config() == {
+        "method": "custom_class",
+        "num_speculative_tokens": 6,
+        "model": OWN[method],
+    }
+    module, _, name = OWN[method].rpartition(".")
+    assert getattr(import_module(module), name)
 
 
 def test_bad_names_and_values() -> None:
