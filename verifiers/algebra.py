@@ -26,6 +26,9 @@ class _Composite(Verifier):
     def pointwise(self) -> bool:
         return all(part.pointwise for part in self.parts)
 
+    def newest(self) -> Verifier:
+        return self.model_copy(update={"parts": tuple(part.newest() for part in self.parts)})
+
     async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
         async def asked(part: Verifier) -> list[Verdict]:
             return await run.verify(part, task, candidates)

@@ -36,10 +36,14 @@ class StepJudge(Verifier):
                     run, task, candidate, candidate.text[:end], self.question, "yes", "no"
                 )
 
-            scores = await run.map(step, step_ends(candidate.text))
+            ends = step_ends(candidate.text)
+            scores = await run.map(step, ends[-1:] if self.aggregate == "last" else ends)
             return Verdict(self._aggregated(scores)) if scores else Verdict(None, "no steps")
 
         return await run.map(judged, candidates)
+
+    def newest(self) -> Verifier:
+        return self.model_copy(update={"aggregate": "last"})
 
     def _aggregated(self, scores: list[float]) -> float:
         match self.aggregate:

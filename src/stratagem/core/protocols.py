@@ -52,6 +52,11 @@ class Verifier(Component):
     async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
         """One verdict per candidate, in order."""
 
+    def newest(self) -> Verifier:
+        """The verifier to ask about an answer that has grown by a step, where the scores of the steps before are
+        kept: one that judges step by step asks about the last alone; others judge the answer so far as ever."""
+        return self
+
     def equivalent(self, a: str, b: str) -> bool:
         """Whether two extracted answers count as the same answer. May be CPU-bound: call it in a thread."""
         return a.strip() == b.strip()

@@ -1,0 +1,1 @@
+"""Search over steps of answers: one step (steps), the effects (driver), and the decisions, pure, in the rest."""
