@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from stratagem.backends._arrivals import Arrivals
 from stratagem.backends._openai import scoring
@@ -30,6 +31,7 @@ from stratagem.backends._openai.sender import Failed, Sender, Tally
 from stratagem.backends._openai.single import SingleFlight
 from stratagem.backends._openai.wire import Dialect, chat, priced
 from stratagem.backends._tasks import stopped
+from stratagem.backends.vllm.metrics import Snapshot
 from stratagem.core.backend import (
     Capabilities,
     Chunk,
@@ -43,7 +45,13 @@ from stratagem.core.backend import (
     TokenLogprob,
 )
 from stratagem.core.concurrency import task_group
-from stratagem.core.errors import ConfigurationError, ContextLengthError, ProtocolError, UnsupportedError
+from stratagem.core.errors import (
+    ConfigurationError,
+    ContextLengthError,
+    ProtocolError,
+    RejectedError,
+    UnsupportedError,
+)
 from stratagem.core.usage import Meter, Prices, Usage
 
 _Key = tuple[str, str, str | None]
@@ -196,6 +204,33 @@ class OpenAIBackend:
                 for text in request.continuations
             ]
         return Scoring(tuple(task.result() for task in tasks), tally.total)
+
+    async def counts(self) -> dict[str, Snapshot]:
+        """What a vLLM server has counted, under its address; empty on any other server.
+
+        Raises:
+            UnavailableError: nobody answers there.
+            ProtocolError: it shows none (vLLM with `--disable-log-stats`, or behind a proxy).
+        """
+        dialect = await self._dialect()
+        if not dialect.vllm:
+            return {}
+        try:
+            page = await (await self._sender()).page(self._settings.root + "/metrics")
+        except RejectedError as error:
+            raise ProtocolError(
+                f"{self._where} shows no metrics.", remedy="Ask vLLM itself, at its own port."
+            ) from error
+        return {self._where: Snapshot.of(page, dialect.caps.version)}
+
+    async def configuration(self) -> Mapping[str, Any] | None:
+        """A vLLM server's own, where it shows it: only if it was started with `VLLM_SERVER_DEV_MODE=1`."""
+        try:
+            told = await (await self._sender()).ask(self._settings.root + "/server_info?config_format=json")
+        except (RejectedError, ProtocolError):
+            return None
+        config = told.get("vllm_config") if isinstance(told, dict) else None
+        return config if isinstance(config, dict) else None
 
     async def aclose(self) -> None:
         """Closes the connections of this event loop."""

@@ -28,6 +28,7 @@ from stratagem.core.backend import (
     Stream,
 )
 from stratagem.core.concurrency import task_group
+from stratagem.core.counts import Counts, counts_of
 from stratagem.core.errors import BackendError, BudgetExhausted, ConfigurationError, RejectedError
 from stratagem.core.trace import Retried, emit
 from stratagem.core.usage import Meter, Usage
@@ -151,6 +152,10 @@ class Pooled:
             request.messages, load, lambda backend, part: backend.score(request, part), bill
         )
         return replace(scoring, usage=bill.total)
+
+    async def counts(self) -> dict[str, Counts]:
+        """Of the endpoints that tell."""
+        return await counts_of(member.backend for member in self._members)
 
     async def aclose(self) -> None:
         """Closes all members."""

@@ -154,6 +154,12 @@ class Endpoint:
         async with asyncio.timeout(min(_ASK_SECONDS, self._settings.timeout)):
             return _json(await self._client.get(url, cast_to=httpx2.Response))
 
+    async def page(self, url: str, attempt: Attempt) -> str:
+        """The answer to a GET as text. Raises one of `failure.CAUGHT`."""
+        _attempt.set(attempt)
+        async with asyncio.timeout(min(_ASK_SECONDS, self._settings.timeout)):
+            return (await self._client.get(url, cast_to=httpx2.Response)).text
+
     async def post(self, url: str, body: Mapping[str, Any], attempt: Attempt) -> Any:
         """The JSON answer to a POST. Raises one of `failure.CAUGHT`."""
         _attempt.set(attempt)

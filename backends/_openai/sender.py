@@ -114,11 +114,17 @@ class Sender:
 
         Raises StratagemError; a server that is not there is told at once.
         """
+        if body is None:
+            return await self._free(lambda attempt: self.endpoint.get(url, attempt))
+        return await self._free(lambda attempt: self.endpoint.post(url, body, attempt))
 
-        async def once(attempt: Attempt) -> tuple[Any, Usage]:
-            if body is None:
-                return await self.endpoint.get(url, attempt), Usage()
-            return await self.endpoint.post(url, body, attempt), Usage()
+    async def page(self, url: str) -> str:
+        """As :meth:`ask`, of an answer that is text."""
+        return await self._free(lambda attempt: self.endpoint.page(url, attempt))
+
+    async def _free(self, send: Callable[[Attempt], Awaitable[T]]) -> T:
+        async def once(attempt: Attempt) -> tuple[T, Usage]:
+            return await send(attempt), Usage()
 
         number = 0
         while True:

@@ -30,6 +30,7 @@ from stratagem.core.backend import (
     Scoring,
     Stream,
 )
+from stratagem.core.counts import Counts, counts_of
 from stratagem.core.usage import Meter, Usage
 
 _Found = dict[int, tuple[Completion, Usage]]
@@ -126,6 +127,10 @@ class Replaying(ABC):
         scoring = await self.inner.score(request, meter)
         await self.remember({key: dump_scores(scoring.scores, scoring.usage)})
         return scoring
+
+    async def counts(self) -> dict[str, Counts]:
+        """Of the servers behind the wrapped backend."""
+        return await counts_of([self.inner])
 
     async def aclose(self) -> None:
         """Closes the wrapped backend."""

@@ -40,7 +40,7 @@ _WHAT: tuple[tuple[re.Pattern[str], str, str], ...] = (
         re.compile(
             r"out of memory|No available memory for the cache blocks|larger than the (?:available|maximum)|"
             r"Available KV cache memory: -|not enough (?:memory|KV)|std::bad_alloc|Cannot allocate memory|"
-            r"less than desired (?:GPU|CPU) memory",
+            r"less than (?:desired (?:GPU|CPU) memory|requested memory for kv)",
             re.I,
         ),
         "vLLM has not enough memory for {model!r}: {line}",

@@ -1,19 +1,15 @@
-"""One vLLM server with the shipped model for all tests here, in a loop of its own thread."""
+"""Real vLLM servers with the shipped model, each started once for all tests that ask for it."""
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from stratagem.backends.vllm.plan import plan
 from stratagem.backends.vllm.server import VLLMServer
-
-MINI = Path(__file__).resolve().parents[2] / "backends/embedded/mini"
-FLAGS = ["--enforce-eager", "--dtype", "float32", "--block-size", "32", "--max-model-len", "1024"]
+from vllm_kit import FLAGS, MINI, in_thread
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,16 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[VLLMServer]:
-    """Started once. Its log is read in a thread, whatever the tests' own loops do."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    started = VLLMServer(MINI, FLAGS, name="mini", environment={"VLLM_CPU_KVCACHE_SPACE": "1"})
-    try:
-        asyncio.run_coroutine_threadsafe(started.__aenter__(), loop).result()
+    """By the profile `agent`."""
+    with in_thread(VLLMServer(MINI, plan("agent", FLAGS).arguments, name="mini")) as started:
         yield started
-        asyncio.run_coroutine_threadsafe(started.__aexit__(None, None, None), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+
+
+@pytest.fixture(scope="session")
+def eight_bits() -> Iterator[VLLMServer]:
+    """By the profile `long-context`: a KV cache of 8 bits; and no prefixes shared."""
+    flags = plan("long-context", [*FLAGS, "--no-enable-prefix-caching"]).arguments
+    with in_thread(VLLMServer(MINI, flags, name="mini")) as started:
+        yield started

@@ -16,6 +16,7 @@ from rich.text import Text
 DIM = "dim"
 GOOD = "green"
 BAD = "red"
+WARN = "yellow"
 STRONG = "bold"
 ACCENT = "cyan"
 SEPARATOR = " · "

@@ -9,36 +9,25 @@ import platform
 import re
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Literal
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 import stratagem as sg
-from stratagem._cli.console import ACCENT, BAD, DIM, GOOD, STRONG, show, write_line
+from stratagem._cli.checks import Check
+from stratagem._cli.console import ACCENT, BAD, DIM, GOOD, STRONG, WARN, count, show, write_line
+from stratagem._cli.doctor_vllm import served
+from stratagem.backends.openai import OpenAIBackend
 from stratagem.core.backend import Capabilities, ScoreRequest
 
-Status = Literal["ok", "missing", "broken"]
-
-_MARKS = {"ok": ("✓", GOOD), "missing": ("-", DIM), "broken": ("✗", BAD)}
+_MARKS = {"ok": ("✓", GOOD), "missing": ("-", DIM), "advice": ("!", WARN), "broken": ("✗", BAD)}
 _LIBRARIES = ("pydantic", "numpy", "tokenizers", "llguidance", "openai", "langgraph", "sympy")
 _QUESTION = "Ana has 3 apples. Ben has 4 more apples than Ana. How many apples has Ben?"
 # Scoring and decoding run the same numbers through differently shaped products: float32 rounding, no more.
 _TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the report. Only ``broken`` makes the exit code 1."""
-
-    section: str
-    name: str
-    status: Status
-    detail: str
-    remedy: str = ""
 
 
 async def doctor(llm: sg.Backend, *, embedded: bool, as_json: bool) -> int:
@@ -105,10 +94,13 @@ async def _model(llm: sg.Backend, *, embedded: bool) -> list[Check]:
     section = "Model"
     checks: list[Check] = []
     try:
-        checks += _capabilities(section, await llm.capabilities())
+        can = await llm.capabilities()
+        checks += _capabilities(section, can)
         checks.append(await _one_token(section, llm))
         if embedded:
             checks += await _engine(llm)
+        elif isinstance(llm, OpenAIBackend):
+            checks += await served(llm, can)
     except sg.StratagemError as error:
         return [*checks, Check(section, "answers", "broken", error.message, error.remedy)]
     return checks
@@ -202,5 +194,8 @@ def _rendered(checks: list[Check]) -> list[RenderableType]:
                 table.add_row(Text(*_MARKS[check.status]), check.name, detail)
         parts += [Text(section, style=STRONG, overflow="fold"), table, Text()]
     bad = sum(check.status == "broken" for check in checks)
+    better = sum(check.status == "advice" for check in checks)
     verdict = Text("Everything works.", style=GOOD) if not bad else Text(f"{bad} broken.", style=BAD)
+    if better:
+        verdict.append(f" {count(better, 'thing')} could be set better (!).", style=WARN)
     return [*parts, verdict]

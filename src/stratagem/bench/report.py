@@ -46,6 +46,7 @@ def render(results: Results, summary: Summary) -> str:
             *_differences(summary),
             *_curves(summary),
             *_calibrations(summary),
+            *_served(results),
             *_problems(results),
             *_settings(results),
         )
@@ -216,6 +217,27 @@ def _calibrations(summary: Summary) -> Iterator[str]:
         ),
         "How well each tells right answers from wrong (AUC: 0.5 is chance, 1 perfect) and how far it is from the "
         "share that is right (expected calibration error, 10 bins).",
+    )
+
+
+def _served(results: Results) -> Iterator[str]:
+    if not results.served:
+        return
+    names = list(dict.fromkeys(name for each in results.served for name in (*each.after, *each.between)))
+    rows = [
+        [
+            f'{escape(each.server)} <span class="soft">{when}</span>',
+            *(_number(figures[name]) if name in figures else "" for name in names),
+        ]
+        for each in results.served
+        for when, figures in (("before", each.before), ("after", each.after), ("between", each.between))
+    ]
+    yield "<h2>Servers</h2>"
+    yield from _table(
+        ["Server", *(name[0].upper() + name[1:] for name in names)],
+        rows,
+        "What each server had counted since its start before and after a sitting of this bench, and what came "
+        "between: of all its clients, others too.",
     )
 
 

@@ -55,6 +55,16 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """A server's own figures, by name, around a sitting of a bench: of all its clients, others too."""
+
+    server: str
+    before: Mapping[str, float]  # since the server's start
+    after: Mapping[str, float]
+    between: Mapping[str, float]  # what came in the sitting
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """Cells of a folder, restricted to what was asked for. Cells may be missing after an interruption."""
 
@@ -64,6 +74,7 @@ class Results:
     seeds: tuple[int, ...]
     cells: Mapping[Key, Cell]
     skipped: tuple[str, ...] = ()  # broken lines of the data file that were left out
+    served: tuple[Served, ...] = ()  # of sittings that came to their end, where servers tell
 
     @classmethod
     def read(cls, folder: Path | str) -> Self:
@@ -72,14 +83,15 @@ class Results:
         Raises:
             StoreError: it is no folder of a bench, or a file in it is damaged.
         """
-        from stratagem.bench.store import read_cells, read_manifest, read_problems
+        from stratagem.bench.store import read_cells, read_manifest, read_problems, read_served
 
         folder = Path(folder)
         manifest = read_manifest(folder)
         problems = tuple(read_problems(folder).values())
         cells, _ = read_cells(folder)
         seeds = tuple(sorted({seed for _, _, seed in cells}))
-        return cls(manifest, problems, tuple(manifest["strategies"]), seeds, cells)
+        served = read_served(folder)
+        return cls(manifest, problems, tuple(manifest["strategies"]), seeds, cells, served=served)
 
     @property
     def failed(self) -> tuple[Cell, ...]:

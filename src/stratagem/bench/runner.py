@@ -10,11 +10,12 @@ from pathlib import Path
 
 from stratagem import __version__
 from stratagem.bench.data import Dataset, Problem
-from stratagem.bench.results import Cell, Results, Sample
-from stratagem.bench.store import Store
+from stratagem.bench.results import Cell, Results, Sample, Served
+from stratagem.bench.store import Store, read_served
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.concurrency import task_group
+from stratagem.core.counts import Counts, counts_of
 from stratagem.core.errors import (
     BudgetExhausted,
     ConfigurationError,
@@ -60,7 +61,8 @@ async def run_bench(
 
     Started again with the same settings it goes on: finished cells are not run again, failed ones are. More
     problems, strategies and seeds may be added; other settings are refused. When cancelled it stops the
-    engine, and what is finished stays (``Results.read(out)``).
+    engine, and what is finished stays (``Results.read(out)``). Where servers count what they do
+    (:class:`stratagem.core.counts.Counting`), their figures before and after the sitting go into the results.
 
     A run is seeded from seed and problem, not from the strategy: strategies that put the same prompt draw the
     same samples, which makes paired differences between them more precise.
@@ -82,7 +84,8 @@ async def run_bench(
     """
     _check(problems, strategies, models, seeds, concurrency)
     grader = grader or Verifier.load("math")
-    for backend in {id(b): b for b in models.values()}.values():
+    backends = list({id(b): b for b in models.values()}.values())
+    for backend in backends:
         await backend.capabilities()  # whatever is wrong with a model is said before the first run
     manifest = {
         "format": _FORMAT,
@@ -115,9 +118,12 @@ async def run_bench(
                 await store.append(cell)
                 count.add(cell, error)
 
+        before = await counts_of(backends)
         async with task_group() as group:
             for _ in range(min(concurrency, len(waiting))):
                 group.create_task(work())
+        if waiting:
+            await store.keep(_served(before, await counts_of(backends)))
     finally:
         store.close()
     keys = [(problem.id, name, seed) for problem, name, seed in asked]
@@ -128,7 +134,17 @@ async def run_bench(
         tuple(seeds),
         {key: store.cells[key] for key in keys},
         problems.skipped if isinstance(problems, Dataset) else (),
+        read_served(store.folder),
     )
+
+
+def _served(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> list[Served]:
+    """Of the servers that told both times."""
+    return [
+        Served(where, before[where].figures(), now.figures(), now.since(before[where]).figures())
+        for where, now in after.items()
+        if where in before
+    ]
 
 
 class _Count:

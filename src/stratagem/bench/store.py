@@ -1,7 +1,8 @@
 """The folder of a bench: what is finished survives a kill at any moment.
 
 ``manifest.json`` says how the results came about, ``problems.jsonl`` on what, and ``results.jsonl`` holds a
-line per finished cell, written through to the disk before the cell counts as finished.
+line per finished cell, written through to the disk before the cell counts as finished. ``served.jsonl`` has what
+servers have counted around each sitting that came to its end.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from stratagem.bench.data import Problem
-from stratagem.bench.results import Cell, Key
+from stratagem.bench.results import Cell, Key, Served
 from stratagem.core.errors import ConfigurationError, DataError, StoreError
 from stratagem.core.task import Task
 
 MANIFEST, PROBLEMS, RESULTS = "manifest.json", "problems.jsonl", "results.jsonl"
+SERVED = "served.jsonl"
 
 
 class Store:
@@ -64,6 +66,12 @@ class Store:
         line = json.dumps(asdict(cell)).encode() + b"\n"
         await asyncio.shield(asyncio.wrap_future(self._writer.submit(self._write, line)))
         self.cells[cell.key] = cell
+
+    async def keep(self, served: Sequence[Served]) -> None:
+        """Add what servers have counted to that of earlier sittings."""
+        if served:
+            lines = (json.dumps(asdict(each)) + "\n" for each in (*read_served(self.folder), *served))
+            await asyncio.to_thread(_replace, self.folder / SERVED, "".join(lines))
 
     def _write(self, line: bytes) -> None:
         if self._failure is not None:  # nothing may follow a line that may be torn
@@ -127,6 +135,15 @@ def read_cells(folder: Path) -> tuple[dict[Key, Cell], int]:
             ) from None
         cells[cell.key] = cell
     return cells, size
+
+
+def read_served(folder: Path) -> tuple[Served, ...]:
+    """What servers have counted, sitting by sitting."""
+    path = folder / SERVED
+    try:
+        return tuple(Served(**json.loads(line)) for line in _whole_lines(path)[0])
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{path} is damaged: {error}.", remedy="Delete it; no result is in it.") from None
 
 
 def _whole_lines(path: Path) -> tuple[list[bytes], int]:
