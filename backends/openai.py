@@ -256,6 +256,11 @@ class OpenAIBackend:
             _DIALECTS[key] = found
         return found
 
+    def _without_logprobs(self, dialect: Dialect) -> None:
+        """What only an answer shows: the server leaves log-probabilities out. It is asked for none again."""
+        key = (self._settings.base_url, self._settings.api_key, self._model)
+        _DIALECTS[key] = replace(dialect, caps=replace(dialect.caps, logprobs=-1))
+
     async def _fitted(self, request: Request, dialect: Dialect) -> Request:
         """The request with as many tokens as the context has room for. Raises ContextLengthError for none."""
         context = dialect.caps.context
@@ -287,6 +292,7 @@ class OpenAIBackend:
             self._prices,
             prompt_bound=lambda: self._prompt_bound(request.messages),
             learned=lambda count: self._learn(request.messages, count),
+            without_logprobs=lambda: self._without_logprobs(dialect),
             stream=stream,
             deltas=deltas,
             abort_slack=self._abort_slack,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from stratagem.backends._openai.endpoint import Attempt
-from stratagem.backends._openai.failure import Malformed
+from stratagem.backends._openai.failure import Malformed, NoLogprobs
 from stratagem.backends._openai.permits import Lease
 from stratagem.backends._openai.sender import Failed, Sender, Tally
 from stratagem.backends._openai.wire import (
@@ -60,6 +60,7 @@ class Plan:
     prices: Prices
     prompt_bound: Callable[[], int]
     learned: Callable[[int], None]  # told the prompt's true number of tokens
+    without_logprobs: Callable[[], None]  # told that the server has left them out
     stream: bool
     deltas: bool
     abort_slack: int  # tokens that vLLM decodes at most, per completion, after it has lost the client
@@ -162,7 +163,7 @@ class Call:
         else:
             answer = await endpoint.post(CHAT, body, attempt)
             with reading():
-                drafts, part.final = read_whole(answer, indices, plan.request.logprobs is not None)
+                drafts, part.final = read_whole(answer, indices)
             for draft in drafts:
                 self._end(part, draft)
         usage = part.final
@@ -212,6 +213,9 @@ class Call:
     def _end(self, part: Part, draft: Draft) -> None:
         if draft.index in self._ended:
             return
+        if self.plan.request.logprobs is not None and draft.text and not draft.tokens:
+            self.plan.without_logprobs()
+            raise NoLogprobs
         done = draft.done()
         text, tokens = self._news(draft)
         self._ended.add(draft.index)

@@ -22,7 +22,9 @@ from stratagem.backends._openai.permits import Permits
 # may be written into a connection that is being closed and count as possibly billed.
 _KEEPALIVE_SECONDS = 4.0
 _CONNECT_SECONDS = 10.0
-_ASK_SECONDS = 30.0
+_ASK_SECONDS = 10.0
+# What a model decodes before its answer counts too: it may think for longer than the first token may take.
+_DECODED = ("content", "reasoning", "reasoning_content", "tool_calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +243,18 @@ async def _chunks(response: httpx2.Response, timer: asyncio.Timeout) -> AsyncGen
 
 def _has_token(chunk: object) -> bool:
     """Whether a chunk shows that decoding has begun (vLLM opens with chunks that only name the role)."""
-    choices = chunk.get("choices") if isinstance(chunk, dict) else None
+    if not isinstance(chunk, dict):
+        return False
+    usage = chunk.get("usage")
+    if isinstance(usage, dict) and usage.get("completion_tokens"):
+        return True
+    choices = chunk.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):
             delta = choice.get("delta")
-            if choice.get("finish_reason") or (isinstance(delta, dict) and delta.get("content")):
+            if choice.get("finish_reason"):
+                return True
+            if isinstance(delta, dict) and any(delta.get(key) for key in _DECODED):
                 return True
     return False
 

@@ -48,7 +48,11 @@ class Malformed(Exception):
     """The answer is not what the protocol says."""
 
 
-CAUGHT = (openai.OpenAIError, httpx2.HTTPError, TimeoutError, Malformed, json.JSONDecodeError)
+class NoLogprobs(Exception):
+    """The server answers, but without the log-probabilities that it was asked for."""
+
+
+CAUGHT = (openai.OpenAIError, httpx2.HTTPError, TimeoutError, Malformed, NoLogprobs, json.JSONDecodeError)
 
 
 def classify(error: Exception, *, where: str, model: str, sent: bool) -> Failure:
@@ -68,6 +72,12 @@ def classify(error: Exception, *, where: str, model: str, sent: bool) -> Failure
         remedy = "Start the server, or correct the address."
         nobody = UnavailableError(f"No server answers at {where} ({_named(cause)}).", remedy=remedy)
         return Failure(nobody, resend=True, absent=True)
+    if isinstance(error, NoLogprobs):
+        remedy = "Use a server that gives them (vLLM does), or a strategy that needs none."
+        return Failure(
+            UnsupportedError(f"{where} gives no log-probabilities with {model}.", remedy=remedy),
+            maybe_billed=True,
+        )
     if isinstance(error, (Malformed, json.JSONDecodeError)):
         broken = ProtocolError(f"{where} gave an answer that is not the protocol: {error}.")
         return Failure(broken, resend=True, maybe_billed=True)
@@ -99,7 +109,7 @@ def _of_status(error: openai.APIStatusError, where: str, model: str) -> Failure:
         return Failure(ContextLengthError(f"{model}: {said}", remedy=remedy))
     if error.code == "unknown_parameter":
         return Failure(UnsupportedError(f"{where} cannot do what was asked: {said}"))
-    if status == 404:
+    if status == 404 and model:
         return Failure(RejectedError(f"{where} has no model {model!r}: {said}"))
     return Failure(RejectedError(f"{where} refuses the request (status {status}): {said}"))
 
@@ -108,7 +118,8 @@ def _said(error: openai.APIStatusError) -> str:
     """The server's own message, in one line of at most 500 characters."""
     body = error.body
     message = body.get("message") if isinstance(body, Mapping) else body
-    return " ".join(str(message or error.response.text or "nothing said").split())[:500]
+    said = " ".join(str(message or error.response.text or "nothing said").split())[:500]
+    return "a web page" if said.startswith("<") else said
 
 
 def _named(error: BaseException) -> str:

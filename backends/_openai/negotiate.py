@@ -10,7 +10,7 @@ from stratagem.backends._openai.endpoint import Settings
 from stratagem.backends._openai.sender import Sender
 from stratagem.backends._openai.wire import Dialect
 from stratagem.core.backend import Capabilities
-from stratagem.core.errors import ConfigurationError, ProtocolError, RejectedError
+from stratagem.core.errors import BackendTimeoutError, ConfigurationError, ProtocolError, RejectedError
 
 _TOP_LOGPROBS = 20  # the most that OpenAI gives, and vLLM unless told otherwise
 
@@ -67,6 +67,9 @@ async def _models(sender: Sender, settings: Settings) -> list[Mapping[str, Any]]
         message = f"{sender.where} is no OpenAI-compatible server ({error.message})"
         remedy = "Give the base URL of one; it usually ends in /v1."
         raise ProtocolError(message, remedy=remedy) from error
+    except BackendTimeoutError as error:
+        remedy = "Look whether an OpenAI-compatible server listens there, and whether it is busy."
+        raise BackendTimeoutError(error.message, remedy=remedy) from error
     return cards
 
 

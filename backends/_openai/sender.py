@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from stratagem.backends._openai.endpoint import Attempt, Endpoint
 from stratagem.backends._openai.failure import CAUGHT, Failure, classify
-from stratagem.core.errors import BudgetExhausted
+from stratagem.core.errors import BackendTimeoutError, BudgetExhausted
 from stratagem.core.trace import Retried, emit
 from stratagem.core.usage import Meter, Usage
 
@@ -112,7 +112,7 @@ class Sender:
     async def ask(self, url: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON answer to a request that costs nothing and may be repeated at will.
 
-        Raises StratagemError; a server that is not there is told at once.
+        Raises StratagemError; a server that is not there is told at once, a silent one after two attempts.
         """
         if body is None:
             return await self._free(lambda attempt: self.endpoint.get(url, attempt))
@@ -132,6 +132,7 @@ class Sender:
                 return await self.attempt(once, model="", tally=Tally(None), lost=Usage)
             except Failed as failed:
                 number += 1
-                if failed.failure.absent:
+                late = isinstance(failed.failure.error, BackendTimeoutError)
+                if failed.failure.absent or (late and number > 1):
                     raise failed.failure.error from failed.__cause__
                 await self.wait(failed, number, None)

@@ -76,8 +76,9 @@ def completion(request: Request, indices: Sequence[int], dialect: Dialect, *, st
         body["stop"] = list(request.stop)
     if request.logprobs is not None:
         if request.logprobs > caps.logprobs:
+            able = f"at most {caps.logprobs}" if caps.logprobs >= 0 else "no"
             raise UnsupportedError(
-                f"{caps.model} gives at most {caps.logprobs} log-probabilities a token, not {request.logprobs}."
+                f"{caps.model} gives {able} log-probabilities of a token; {request.logprobs} were asked for."
             )
         body |= {"logprobs": True, "top_logprobs": request.logprobs}
     if request.constraint is not None:
@@ -143,7 +144,7 @@ class Delta:
     finish: Finish | None
 
 
-def read_whole(body: object, indices: Sequence[int], want_logprobs: bool) -> tuple[list[Draft], Usage]:
+def read_whole(body: object, indices: Sequence[int]) -> tuple[list[Draft], Usage]:
     """The completions of a plain answer with their usage (no money yet). There may be fewer than asked for.
 
     Raises Malformed.
@@ -157,7 +158,7 @@ def read_whole(body: object, indices: Sequence[int], want_logprobs: bool) -> tup
         entry = _mapping(choice, "a choice")
         message = _mapping(entry.get("message"), "a message")
         text = message.get("content")
-        tokens = _logprobs(entry.get("logprobs"), want_logprobs)
+        tokens = _logprobs(entry.get("logprobs"))
         draft = Draft(indices[_slot(entry, indices)], text if isinstance(text, str) else "", list(tokens))
         draft.finish = _finish(entry.get("finish_reason")) or "stop"
         ids = entry.get("token_ids")
@@ -200,7 +201,7 @@ def read_chunk(chunk: object, want_logprobs: bool) -> tuple[list[Delta], Usage |
             raise Malformed("a choice has no index")
         content = _mapping(entry.get("delta"), "a delta").get("content")
         finish = _finish(entry.get("finish_reason"))
-        tokens = _logprobs(entry.get("logprobs"), False) if want_logprobs else ()
+        tokens = _logprobs(entry.get("logprobs")) if want_logprobs else ()
         count = usage.completion_tokens if usage is not None and len(choices) == 1 else None
         deltas.append(Delta(slot, content if isinstance(content, str) else "", tokens, count, finish))
     return deltas, usage, not choices
@@ -249,11 +250,9 @@ def scored(body: object) -> list[tuple[int, TokenLogprob] | None]:
     return out
 
 
-def _logprobs(value: object, required: bool) -> tuple[TokenLogprob, ...]:
+def _logprobs(value: object) -> tuple[TokenLogprob, ...]:
     content = value.get("content") if isinstance(value, Mapping) else None
     if not isinstance(content, list):
-        if required:
-            raise Malformed("it has no logprobs although they were asked for")
         return ()
     tokens = []
     for item in content:

@@ -378,6 +378,32 @@ def test_a_server_that_ignores_n(streaming: bool) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_server_that_leaves_log_probabilities_out_is_found_out_once(streaming: bool) -> None:
+    """One request is paid for; it is not sent again, and no further one is."""
+
+    async def ask(backend: OpenAIBackend, request: Request, meter: Meter) -> None:
+        if not streaming:
+            await backend.generate(request, meter)
+            return
+        async with backend.stream(request, meter) as stream:
+            async for _ in stream:
+                pass
+
+    async def main() -> None:
+        async with connected(SimSettings(ignores_logprobs=True)) as (server, backend):
+            meter = Meter()
+            for _ in range(3):
+                with pytest.raises(UnsupportedError, match="log-probabilities"):
+                    await ask(backend, Request(ASKED, seed=1, logprobs=0), meter)
+            assert server.totals().billed == 1
+            assert meter.usage.calls == 1
+            assert (await backend.capabilities()).logprobs < 0
+            assert len(await texts_of(backend, Request(ASKED, seed=1))) == 1
+
+    run(main)
+
+
 def test_greedy_siblings_are_asked_for_one_by_one() -> None:
     async def main() -> None:
         async with connected() as (_, backend):

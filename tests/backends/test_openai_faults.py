@@ -8,6 +8,7 @@ import pytest
 
 from openai_kit import ASKED, assert_covers, connected, quick, run, server_usage, settled, texts_of
 from stratagem.backends import openai as module
+from stratagem.backends._openai import endpoint
 from stratagem.backends._openai.failure import Malformed
 from stratagem.backends._openai.wire import read_usage
 from stratagem.backends.openai import OpenAIBackend
@@ -324,3 +325,38 @@ def test_usage_is_exact_over_runs_with_faults(monkeypatch: pytest.MonkeyPatch) -
             assert billed - slack <= total.tokens <= billed
 
     run(main)
+
+
+def test_a_silent_server_is_told_after_two_attempts() -> None:
+    async def main() -> None:
+        heard = 0
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal heard
+            heard += 1
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            backend = OpenAIBackend(f"http://127.0.0.1:{port}/v1", timeout=0.2)
+            with pytest.raises(BackendTimeoutError, match="OpenAI-compatible server listens there"):
+                await backend.capabilities()
+            await backend.aclose()
+        assert heard == 2
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "begun"),
+    [
+        ({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}, False),
+        ({"choices": [{"index": 0, "delta": {"content": "a"}}]}, True),
+        ({"choices": [{"index": 0, "delta": {"reasoning_content": "Let me"}}]}, True),
+        ({"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 3}}, True),
+        ({"choices": [{"index": 0, "delta": {}}], "usage": {"completion_tokens": 0}}, False),
+    ],
+)
+def test_thinking_counts_as_begun(chunk: dict[str, Any], begun: bool) -> None:
+    assert endpoint._has_token(chunk) is begun

@@ -238,6 +238,8 @@ class SimulatedServer:
         self._check_model(body.model)
         if s.ignores_n:
             body.n = 1
+        if s.ignores_logprobs:
+            body.logprobs = body.top_logprobs = None
         record.stream, record.n = body.stream, body.n
         return body, sim_requests(
             s.flavour,

@@ -159,7 +159,7 @@ class HttpConnection(asyncio.Protocol):
 
     def send(self, event: h11.Event) -> None:
         data = self._parser.send(event)
-        if self._transport is not None and data:
+        if self._transport is not None and not self._transport.is_closing() and data:
             self._transport.write(data)
 
     async def drained(self) -> None:
