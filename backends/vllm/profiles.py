@@ -53,6 +53,7 @@ OWN: Mapping[str, str] = {
 DATASTORE = "stratagem_datastore"  # the key of `--additional-config` that names the file for retrieval
 
 _GIB = 2**30
+_KEYS = TypeAdapter(dict[str, Any])
 _MODULE = "vllm.entrypoints.openai.api_server"
 
 
@@ -242,9 +243,9 @@ def _read(field: str, values: list[str]) -> Any:
     if field == "kv_cache_gib":
         return int(values[0]) / _GIB
     if field == "speculative":
-        return Speculative.of_config(json.loads(values[0]))
+        return Speculative.of_config(_KEYS.validate_json(values[0]))
     if field == "additional_config":
-        return TypeAdapter(dict[str, Any]).validate_json(values[0])
+        return _KEYS.validate_json(values[0])
     annotation: Any = Profile.model_fields[field].annotation
     return TypeAdapter(annotation).validate_strings(values[0])
 

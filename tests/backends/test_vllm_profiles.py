@@ -126,7 +126,8 @@ def test_flags_go_before_the_profiles_own() -> None:
     assert rest == ["--lora-modules", "a=b", "--enable-lora"]
 
 
-def test_what_a_profile_cannot_read_is_left_to_vllm() -> None:
+@pytest.mark.parametrize("wrong", ["{", "null", "[1]", '{"method": "magic"}'])
+def test_what_a_profile_cannot_read_is_left_to_vllm(wrong: str) -> None:
     made, rest = profile("agent", LAPTOP).overridden(
         [
             "--kv-cache-memory-bytes",
@@ -134,7 +135,7 @@ def test_what_a_profile_cannot_read_is_left_to_vllm() -> None:
             "--max-model-len=16k",
             "--block-size",
             "--speculative-config",
-            "{",
+            wrong,
         ]
     )
     told = [*made.arguments(), *rest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,9 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stratagem.backends.embedded.backend import MINI
+from stratagem.backends.embedded.tokenizer import Tokenizer
+from stratagem.backends.journaled import Journaled
 from stratagem.backends.vllm.speculative.datastore import DEPTH, END, Datastore
 from stratagem.backends.vllm.speculative.lookup import PromptLookup
 from stratagem.backends.vllm.speculative.merged import Merged
+from stratagem.backends.vllm.speculative.past import collected, texts
 from stratagem.backends.vllm.speculative.proposer import Context, Proposer
 from stratagem.backends.vllm.speculative.recycling import (
     BUDGET,
@@ -27,7 +32,10 @@ from stratagem.backends.vllm.speculative.retrieval import Retrieval
 from stratagem.backends.vllm.speculative.simulate import Spoken, simulate
 from stratagem.backends.vllm.speculative.tree import Tree
 from stratagem.backends.vllm.speculative.trie import TokenTrie
+from stratagem.core.backend import Message, Request, ScoreRequest
 from stratagem.core.errors import ConfigurationError, StoreError
+from stratagem.core.trace import CompletionArrived, JsonLines, Proposed, Trace
+from stratagem.testing.toy import ToyModel
 
 ABC = [1, 2, 3] * 20
 
@@ -300,6 +308,58 @@ def test_a_file_that_is_no_datastore_is_one_error(tmp_path: Path) -> None:
             Datastore.load(tmp_path / name)
     with pytest.raises(StoreError, match="cannot be written"):
         Datastore.of([[1]]).save(tmp_path / "no" / "folder.npz")
+
+
+ASKED = Request((Message("user", "How are you?"),), n=2, seed=1)
+
+
+def kept(folder: Path) -> None:
+    """A journal, a trace and a text of past runs."""
+
+    words = {"": {"a": 0.5, "b": 0.5}, "a": {"b": 0.9, "": 0.1}, "b": {"": 1.0}, "ab": {"": 1.0}}
+
+    async def main() -> None:
+        backend = Journaled(ToyModel(words), folder / "journal", "a run")
+        found = await backend.generate(ASKED)
+        await backend.score(ScoreRequest(ASKED.messages, ("a", "b", "a", "b")))
+        await backend.aclose()
+        lines = JsonLines(folder / "trace.jsonl")
+        trace = Trace("a run", listeners=[lines])
+        for completion in found.completions:
+            trace.append(CompletionArrived(1, completion.index, completion.text, "stop", 3))
+        trace.append(Proposed("a", None))
+        lines.close()
+
+    asyncio.run(main())
+    (folder / "notes.txt").write_text("One, two.\nThree, four.")
+
+
+def test_past_runs_are_read_from_journals_traces_and_texts(tmp_path: Path) -> None:
+    kept(tmp_path)
+    found = {path.name: list(texts(path)) for path in tmp_path.iterdir()}
+    assert sorted(found["journal"]) == sorted(found["trace.jsonl"])
+    assert len(found["journal"]) == 2
+    assert found["notes.txt"] == ["One, two.\nThree, four."]
+    store = collected(MINI, [tmp_path / "notes.txt", tmp_path / "journal"])
+    assert store.sequences == 1 + sum(bool(text) for text in found["journal"])
+    encode = Tokenizer(MINI).encode
+    context = encode("One, two.\n")
+    places, match = store.find(context)
+    assert match == len(context)
+    assert store.following(places, 100) == [encode("One, two.\nThree, four.")[match:]]
+
+
+def test_files_of_which_nothing_can_be_made_are_one_error(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "damaged").write_bytes(b"SQLite format 3\0 and no more")
+    (tmp_path / "none.jsonl").write_text('{"type": "proposed"}\n')
+    for name in ("no-such-file", "bytes", "damaged"):
+        with pytest.raises(ConfigurationError, match=f"{name} cannot be read"):
+            list(texts(tmp_path / name))
+    with pytest.raises(ConfigurationError, match=r"no completion in these files.*traces"):
+        collected(MINI, [tmp_path / "none.jsonl"])
+    with pytest.raises(ConfigurationError, match=r"no tokenizer of .*tokenizer.json"):
+        collected(tmp_path, [])
 
 
 # Merged

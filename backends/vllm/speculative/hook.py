@@ -32,7 +32,7 @@ from stratagem.backends.vllm.speculative.recycling import TokenRecycling
 from stratagem.backends.vllm.speculative.retrieval import Retrieval
 from stratagem.backends.vllm.speculative.trie import TokenTrie
 
-_FLOOR = 0.1  # drafts end where all up to there is right with a lower probability
+FLOOR = 0.1  # drafts end where all up to there is right with a lower probability
 _OUTPUTS = 4  # of the output layer that are kept: a step's, and those for log-probabilities of prompts
 
 
@@ -99,7 +99,7 @@ class Hook(ABC):
             # The last place belongs to the token that the target itself decodes after the draft.
             room = min(self._depth, self._longest - len(tokens) - 1)
             if room > 0:
-                drafts[row] = self._proposer.propose(context, room).best(room, _FLOOR)
+                drafts[row] = self._proposer.propose(context, room).best(room, FLOOR)
                 self._drafts[context] = drafts[row]
         self._contexts = known
         return drafts

@@ -1,0 +1,279 @@
+"""How many draft tokens a step of decoding accepts, by proposer, on what strategies really send.
+
+    python benchmarks/speculation.py [--problems 16] [--n 8] [--depths 4 16]
+    python benchmarks/speculation.py --server [--python .venv-vllm/bin/python] [--problems 16] [--rounds 2]
+
+The shipped model answers on the embedded engine: n samples of each problem; the written grade of each sample, which
+is asked for in a turn after it; and best of n, which is both in turn. What was decoded there is decoded once more
+in a simulation, n sequences at a time, with the drafts of each proposer, which begins with nothing known. A draft
+is accepted as far as it agrees, as in vLLM. Retrieval has a datastore of as many other problems, sampled before.
+
+Goals, over all traffic together, for each length of drafts: Token Recycling and the trie accept at least as many
+tokens per step as prompt lookup, which proposes what vLLM's `ngram` does; the best of ours at least as many as
+vLLM's `suffix`, none of them with past runs, where arctic-inference is importable
+(`pip install --no-deps arctic-inference==0.1.1`; it compiles).
+
+--server measures wall time instead, on real vLLM servers, one after the other: greedy answers one at a time, each
+method against plain decoding before and after it. It has no goal: how much a draft costs is the device's.
+
+Exits with 1 if a goal is missed (--informative: with 0).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from goals import Goals, parser
+from stratagem.backends.embedded.backend import MINI
+from stratagem.backends.embedded.engine import Engine
+from stratagem.backends.embedded.requests import Sample
+from stratagem.backends.embedded.sampling import Sampling
+from stratagem.backends.openai import OpenAIBackend
+from stratagem.backends.vllm.hardware import Hardware
+from stratagem.backends.vllm.metrics import Snapshot
+from stratagem.backends.vllm.plan import plan
+from stratagem.backends.vllm.profiles import DATASTORE, OWN, Profile, Speculative, profile
+from stratagem.backends.vllm.server import VLLMServer
+from stratagem.backends.vllm.speculative.datastore import Datastore
+from stratagem.backends.vllm.speculative.hook import FLOOR
+from stratagem.backends.vllm.speculative.lookup import PromptLookup
+from stratagem.backends.vllm.speculative.merged import Merged
+from stratagem.backends.vllm.speculative.proposer import Context, Proposer, Tops
+from stratagem.backends.vllm.speculative.recycling import WIDTH, TokenRecycling
+from stratagem.backends.vllm.speculative.retrieval import Retrieval
+from stratagem.backends.vllm.speculative.simulate import Simulated, Spoken, simulate
+from stratagem.backends.vllm.speculative.tree import Tree
+from stratagem.backends.vllm.speculative.trie import TokenTrie
+from stratagem.bench.gym import skill
+from stratagem.core.backend import Message, Request
+
+ASK = "{}\nThink step by step."
+GRADE = "How good is this answer, from 0 (wrong) to 10 (right)? End with the grade alone."
+PAST = 10_000  # problems from here on were asked in the past runs
+VLLMS = ("ngram", "suffix")
+COLD = ("recycling", "trie", "merged")  # of ours those that need no past runs, as `suffix` needs none
+LOOKUP = Speculative()  # vLLM's ngram as the profiles set it
+
+Turns = list[tuple[str, str]]
+
+
+class Suffix(Proposer):
+    """What vLLM's method `suffix` does, with its defaults: the same calls of the same library."""
+
+    depth, factor, least = 24, 1.0, 0.1
+
+    def __init__(self) -> None:
+        library = import_module("arctic_inference.suffix_decoding")
+        self._cache: Any = library.SuffixDecodingCache(max_tree_depth=self.depth, max_cached_requests=10_000)
+
+    def start(self, context: Context) -> None:
+        self._cache.start_request(id(context), context.tokens.copy())
+
+    def stop(self, context: Context) -> None:
+        self._cache.stop_request(id(context))
+
+    def learn(self, context: Context, decoded: Sequence[int], tops: Tops) -> None:
+        self._cache.add_active_response(id(context), list(decoded))
+
+    def propose(self, context: Context, limit: int) -> Tree:
+        draft = self._cache.speculate(
+            id(context),
+            list(context.last(self.depth)),
+            max_spec_tokens=limit,
+            max_spec_factor=self.factor,
+            min_token_prob=self.least,
+        )
+        return Tree([(draft.token_ids, [1.0] * len(draft.token_ids))])
+
+
+async def decoded(engine: Engine, turns: Turns, sampling: Sampling, n: int) -> list[Sample]:
+    """Samples of a conversation."""
+    result = await engine.submit(engine.tokenizer.render(turns), sampling, n).result()
+    return list(result.samples)
+
+
+def spoken(engine: Engine, turns: Turns, sample: Sample) -> Spoken:
+    """A sample, for the simulation."""
+    tops = [[token for token, _ in place.top] for place in sample.logprobs]
+    return Spoken(engine.tokenizer.render(turns), sample.tokens, tops)
+
+
+async def traffic(engine: Engine, first: int, problems: int, n: int) -> dict[str, list[Spoken]]:
+    """What the model says, by kind of traffic."""
+
+    async def one(index: int) -> tuple[list[Spoken], list[Spoken]]:
+        turns: Turns = [("user", ASK.format(skill("words").problem("test", index).question))]
+        drawing = Sampling(max_tokens=160, temperature=1.0, seed=index, logprobs=WIDTH)
+        samples = await decoded(engine, turns, drawing, n)
+        grades: list[Spoken] = []
+        for sample in samples:
+            asked: Turns = [*turns, ("assistant", sample.text), ("user", GRADE)]
+            grading = Sampling(max_tokens=160, temperature=0.0, logprobs=WIDTH)
+            [grade] = await decoded(engine, asked, grading, 1)
+            grades.append(spoken(engine, asked, grade))
+        return [spoken(engine, turns, sample) for sample in samples], grades
+
+    found = await asyncio.gather(*(one(first + index) for index in range(problems)))
+    samples, grades = ([text for pair in found for text in pair[kind]] for kind in (0, 1))
+    best = [text for pair in found for text in itertools.chain(*pair)]
+    return {"samples": samples, "grades": grades, "best of n": best}
+
+
+def proposers(vocabulary: int, past: Datastore) -> dict[str, Callable[[], Proposer]]:
+    """By name; each call gives one that knows nothing yet."""
+
+    def lookup() -> Proposer:
+        return PromptLookup(LOOKUP.prompt_lookup_min, LOOKUP.prompt_lookup_max)
+
+    made: dict[str, Callable[[], Proposer]] = {
+        "ngram": lookup,
+        "recycling": lambda: TokenRecycling(vocabulary),
+        "trie": TokenTrie,
+        "retrieval": lambda: Retrieval(past),
+        "merged": lambda: Merged([TokenRecycling(vocabulary), TokenTrie(), PromptLookup()]),
+        "merged+past": lambda: Merged(
+            [TokenRecycling(vocabulary), TokenTrie(), PromptLookup(), Retrieval(past)]
+        ),
+    }
+    if find_spec("arctic_inference") is not None:
+        made["suffix"] = Suffix
+    return made
+
+
+async def simulated(problems: int, n: int, depths: Sequence[int], goals: Goals) -> None:
+    """Print the accepted tokens per step."""
+    engine = Engine(MINI)
+    try:
+        past = await traffic(engine, PAST, problems, n)
+        now = await traffic(engine, 0, problems, n)
+    finally:
+        engine.close()
+    vocabulary = len(engine.tokenizer.bytes)
+    makers = proposers(vocabulary, Datastore.of(text.output for text in past["best of n"]))
+    print(
+        "tokens of the traffic: " + ", ".join(f"{k} {sum(len(t.output) for t in v)}" for k, v in now.items())
+    )
+    for depth in depths:
+        print(f"\naccepted tokens per step, drafts of at most {depth}\n{'':<12}", end="")
+        print(*(f"{kind:>11}" for kind in (*now, "all")), f"{'held':>8}{'ms/step':>9}")
+        overall: dict[str, float] = {}
+        for name, make in makers.items():
+            parts: list[Simulated] = []
+            start = time.process_time()
+            for texts in now.values():
+                floor = 0.0 if name in VLLMS else FLOOR
+                parts.append(simulate(make(), texts, limit=depth, concurrency=n, floor=floor))
+            took = time.process_time() - start
+            steps = sum(part.steps for part in parts)
+            drafted, accepted = (sum(getattr(p, key) for p in parts) for key in ("drafted", "accepted"))
+            overall[name] = accepted / steps
+            figures = [*(part.per_step for part in parts), overall[name]]
+            print(f"{name:<12}", *(f"{figure:11.3f}" for figure in figures), end="")
+            print(f"{accepted / max(drafted, 1):8.0%}{1000 * took / steps:9.2f}", flush=True)
+        for name in ("recycling", "trie"):
+            print(f"{name} against ngram: {goals.at_least(overall[name] / overall['ngram'], 1.0)}")
+        best = max(COLD, key=overall.__getitem__)
+        if "suffix" in overall:
+            ratio = overall[best] / overall["suffix"]
+            print(f"{best} against suffix, {ratio:.3f} times: {goals.at_least(ratio, 1.0)}")
+        else:
+            print(f"best of ours: {best}; arctic-inference is not installed, so not compared with suffix")
+
+
+def profiles(store: Path) -> Iterator[tuple[str, Profile]]:
+    """The servers of --server, plain decoding before and after each."""
+    hardware = Hardware.detect()
+    keys = {DATASTORE: str(store)}
+    plain = profile("latency", hardware, speculative=None)
+    yield "plain", plain
+    for method in ("ngram", *OWN):
+        how = {"method": method}
+        yield method, profile("latency", hardware, speculative=how, additional_config=keys)
+        yield "plain", plain
+
+
+async def answers(
+    made: Profile, problems: int, rounds: int, python: str | None
+) -> tuple[float, float, list[str]]:
+    """Median tokens per second of greedy answers one at a time; accepted tokens per draft; the texts."""
+    planned = plan(made, ["--max-model-len", "1024", "--kv-cache-memory-bytes", str(2**29)], python=python)
+    async with VLLMServer(MINI, planned.arguments, name="mini", python=python) as server:
+        backend = OpenAIBackend(server.url, server.name)
+        try:
+            speeds: list[float] = []
+            texts: list[str] = []
+            for _ in range(rounds + 1):  # the first is for warming up
+                start, tokens = time.perf_counter(), 0
+                texts = []
+                for index in range(problems):
+                    question = ASK.format(skill("words").problem("test", index).question)
+                    request = Request((Message("user", question),), max_tokens=160, temperature=0.0)
+                    generation = await backend.generate(request)
+                    tokens += generation.usage.completion_tokens
+                    texts.append(generation.completions[0].text)
+                speeds.append(tokens / (time.perf_counter() - start))
+            told = await asyncio.to_thread(_read, server.url.removesuffix("/v1") + "/metrics")
+        finally:
+            await backend.aclose()
+    return statistics.median(speeds[1:]), Snapshot.of(told).acceptance_length - 1, texts
+
+
+def _read(url: str) -> str:
+    with urlopen(url, timeout=60) as answer:
+        return str(answer.read().decode())
+
+
+async def served(problems: int, n: int, rounds: int, python: str | None) -> None:
+    """Print the ratios of wall time."""
+    engine = Engine(MINI)
+    try:
+        past = await traffic(engine, PAST, problems, n)
+    finally:
+        engine.close()
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "runs.npz"
+        Datastore.of(text.output for text in past["samples"]).save(store)
+        found: list[tuple[str, float, float, list[str]]] = []
+        for name, made in profiles(store):
+            found.append((name, *await answers(made, problems, rounds, python)))
+            if name == "plain" and len(found) > 1:
+                (_, before, _, texts), (method, speed, accepted, theirs), (_, after, _, _) = found[-3:]
+                same = sum(a == b for a, b in zip(texts, theirs, strict=True))
+                print(
+                    f"{method:<10} {2 * speed / (before + after):.2f} times the speed of plain decoding "
+                    f"(plain differs by {after / before:.2f} in itself); {accepted:.2f} accepted per draft; "
+                    f"{same} of {problems} texts equal",
+                    flush=True,
+                )
+
+
+async def main() -> int:
+    takes = parser(__doc__)
+    takes.add_argument("--problems", type=int, default=16)
+    takes.add_argument("--n", type=int, default=8)
+    takes.add_argument("--depths", type=int, nargs="+", default=[4, 16])
+    takes.add_argument("--server", action="store_true", help="measure wall time on real vLLM servers")
+    takes.add_argument("--python", default=None, help="interpreter of an environment that has vLLM")
+    takes.add_argument("--rounds", type=int, default=2)
+    args = takes.parse_args()
+    goals = Goals(informative=args.informative)
+    if args.server:
+        await served(args.problems, args.n, args.rounds, args.python)
+    else:
+        await simulated(args.problems, args.n, args.depths, goals)
+    return goals.code
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
