@@ -7,13 +7,14 @@ import os
 import re
 import select
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 from stratagem.backends.openai import OpenAIBackend
+from stratagem.backends.vllm.plan import plan
 from stratagem.backends.vllm.server import VLLMServer
 from stratagem.bench.gym import skill
 from stratagem.core.backend import Message, Request
@@ -41,6 +42,12 @@ def in_thread(server: VLLMServer) -> Iterator[VLLMServer]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def serving(profile: str, flags: Sequence[str], **options: Any) -> AbstractContextManager[VLLMServer]:
+    """A server of the shipped model, `mini`, by a profile; it may take long to start where much else runs."""
+    arguments = plan(profile, flags).arguments
+    return in_thread(VLLMServer(MINI, arguments, name="mini", startup_timeout=1800, **options))
 
 
 def run(main: Callable[[OpenAIBackend], Coroutine[Any, Any, None]], server: VLLMServer) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from stratagem.backends.vllm.plan import plan
 from stratagem.backends.vllm.server import VLLMServer
-from vllm_kit import FLAGS, MINI, in_thread
+from vllm_kit import FLAGS, serving
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,13 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def server() -> Iterator[VLLMServer]:
     """By the profile `agent`."""
-    with in_thread(VLLMServer(MINI, plan("agent", FLAGS).arguments, name="mini")) as started:
+    with serving("agent", FLAGS) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def eight_bits() -> Iterator[VLLMServer]:
     """By the profile `long-context`: a KV cache of 8 bits; and no prefixes shared."""
-    flags = plan("long-context", [*FLAGS, "--no-enable-prefix-caching"]).arguments
-    with in_thread(VLLMServer(MINI, flags, name="mini")) as started:
+    with serving("long-context", [*FLAGS, "--no-enable-prefix-caching"]) as started:
         yield started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,9 @@ from stratagem.backends.openai import OpenAIBackend
 from stratagem.backends.pooled import Pooled
 from stratagem.backends.vllm.metrics import Snapshot
 from stratagem.backends.vllm.server import VLLMServer
+from stratagem.bench.data import load
 from stratagem.bench.gym import skill
+from stratagem.bench.runner import run_bench
 from stratagem.core.backend import Message, ScoreRequest
 from stratagem.core.counts import counts_of
 from vllm_kit import asked, run
@@ -68,6 +71,20 @@ def test_counts_come_through_pools_and_wrappers(server: VLLMServer) -> None:
         assert between.generation_tokens == generation.usage.completion_tokens
         assert between.figures()["sequences"] == 2
         assert between.version.startswith("vLLM 0.")
+
+    run(main, server)
+
+
+def test_a_bench_tells_what_its_server_has_counted(server: VLLMServer, tmp_path: Path) -> None:
+    async def main(backend: OpenAIBackend) -> None:
+        strategies = {"vote": sg.SelfConsistency(n=4)}
+        results = await run_bench(load("gym:words", limit=3), strategies, {"policy": backend}, out=tmp_path)
+        [served] = results.served
+        assert served.server == server.url
+        decoded = sum(cell.usage.completion_tokens for cell in results.cells.values())
+        assert served.between["decoded tokens"] == decoded
+        assert served.after["decoded tokens"] - served.before["decoded tokens"] == decoded
+        assert served.between["prefix-cache hit rate"] > 0.3
 
     run(main, server)
 
