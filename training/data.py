@@ -17,11 +17,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from stratagem.bench.gym import Document
+from stratagem.core.prompts import RESTART_QUESTION
 
 PAD, END, ASSISTANT, USER = 0, 4, 3, 2
 ROLES = {"system": 1, "user": USER, "assistant": ASSISTANT}
 PROBE_WEIGHT = 6.0
 """Weight of a judge's answer against a token of a solution."""
+RESTART_WEIGHT = 12.0
+"""Of the self-evaluation's: it is asked seldom, and its answers differ little from each other."""
 
 
 @dataclass(slots=True)
@@ -30,6 +33,7 @@ class Row:
 
     `learn`: (index, target, other, share): the state at `index` should give `target` with probability `share`
     and `other` with the rest. `marks`: (index, 1 or 0): whether the line is still right at that token.
+    `said`: the tokens of solutions, right and wrong.
     """
 
     ids: list[int]
@@ -38,6 +42,7 @@ class Row:
     limits: list[int]
     learn: list[tuple[int, int, int, float, float]]
     marks: list[tuple[int, float]]
+    said: list[int]
 
 
 @dataclass(slots=True)
@@ -54,6 +59,7 @@ class Batch:
     weight: Tensor
     marked: Tensor
     right: Tensor
+    said: Tensor
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -89,6 +95,7 @@ class Encoder:
                     learn.append((len(ids) - 1, token, token, 1.0, 1.0))
                 ids.append(token)
         trunk = len(ids)
+        said = list(range(start, trunk)) if document.messages[-1].role == "assistant" else []
         for mark in document.marks:
             marks += [
                 (start + i, float(mark.right)) for i, end in enumerate(ends) if mark.start < end <= mark.stop
@@ -107,13 +114,15 @@ class Encoder:
                 same = shared(right[0], probe.instead)
                 stop = probe.at + len(right[0])
                 marks += [(start + i, 1.0) for i, end in enumerate(ends) if probe.at + same < end <= stop]
+            said += range(len(ids) + 1, len(ids) + len(instead))  # the first one's past is not beside it
             branch = [*instead, END, USER, *self._fixed(probe.question), END, ASSISTANT]
-            learn.append((len(ids) + len(branch) - 1, self.yes, self.no, probe.yes, PROBE_WEIGHT))
+            weight = RESTART_WEIGHT if probe.question == RESTART_QUESTION else PROBE_WEIGHT
+            learn.append((len(ids) + len(branch) - 1, self.yes, self.no, probe.yes, weight))
             ids += branch
             positions += range(seen, seen + len(branch))
             branches += [number] * len(branch)
             limits += [seen] * len(branch)
-        return Row(ids, positions, branches, limits, learn, marks)
+        return Row(ids, positions, branches, limits, learn, marks, said)
 
 
 def shared(a: str, b: str) -> int:
@@ -136,8 +145,9 @@ def collate(rows: list[Row]) -> Batch:
     where, target, other, share, weight = (torch.tensor(column) for column in zip(*learn, strict=True))
     marks = [(r * length + i, right) for r, row in enumerate(rows) for i, right in row.marks]
     marked, right = torch.tensor([i for i, _ in marks], dtype=torch.long), torch.tensor([y for _, y in marks])
+    said = torch.tensor([r * length + i for r, row in enumerate(rows) for i in row.said], dtype=torch.long)
     mask = (causal & (same | chat))[:, None]
-    return Batch(ids, positions, mask, where, target, other, share, weight, marked, right)
+    return Batch(ids, positions, mask, where, target, other, share, weight, marked, right, said)
 
 
 def batches(

@@ -194,20 +194,30 @@ class Decoder(nn.Module):
 
 
 class Mistakes(nn.Module):
-    """For training only: reads off the states below the last layer whether the line is still right at a token.
+    """For training only: what the states below the last layer must tell of the token that stands there.
 
-    A judge's one label for each line is little to learn from. This gives one for each token, and makes the lower
-    layers mark a wrong token, so that the last layer needs only to look for marks.
+    A judge's one label for each line is little to learn from. Whether the line is still right gives one for each
+    token, and makes the lower layers mark a wrong token, so that the last layer needs only to look for marks. What
+    the model expected in the token's place, and how much it expected the token itself, are things it knows one
+    token earlier: having to say them makes it carry them over, which is what a mark is made of.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(config.hidden, config.eps)
         self.right = nn.Linear(config.hidden, 1)
+        self.likely = nn.Linear(config.hidden, 1)
+        self.instead = nn.Linear(config.hidden, config.hidden, bias=False)
 
     def forward(self, below: Tensor) -> Tensor:
         """Logits of "still right", shape (...,), for states of shape (..., hidden)."""
         return self.right(self.norm(below))[..., 0]
+
+    def expected(self, below: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the probability that this token had, shape (...,), and states whose logits over the
+        vocabulary are those of what was expected here, shape (..., hidden)."""
+        h = self.norm(below)
+        return self.likely(h)[..., 0], self.instead(h)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

@@ -36,8 +36,10 @@ from torch import Tensor
 from stratagem.bench.gym import Document, skills
 
 MUON_RATE, ADAM_RATE = 0.02, 0.003
-MARKS_SHARE = 0.3
+MARKS_SHARE = 1.0
 """Of the loss of the marks (`Mistakes`), beside the mean loss of tokens and answers."""
+EXPECTED_SHARE = 1.0
+"""Of the loss of what was expected in place of each token of a solution (`Mistakes.expected`)."""
 EARLY_SHARE = 0.3
 """Of the loss of tokens read off two layers below the top. What the model would write must be known there for the
 two layers above to judge: one compares what was written with it, the other looks whether all of a line agreed."""
@@ -61,11 +63,25 @@ def losses(model: Decoder, mistakes: Mistakes, batch: Batch) -> tuple[Tensor, Te
     whole = (loss * batch.weight).sum() / batch.weight.sum()
     if len(marks):
         whole = whole + MARKS_SHARE * marked
+    if len(batch.said):
+        whole = whole + EXPECTED_SHARE * _expected(model, mistakes, batch, hidden.flatten(0, 1), below[-1])
     written = batch.weight == 1
-    if written.any() and len(below) > 2:
+    if written.any() and len(below) > 2 and below[-2].requires_grad:
         early = model.logits(model.norm(below[-2].flatten(0, 1)[batch.where[written]])).float()
         whole = whole + EARLY_SHARE * F.cross_entropy(early, batch.target[written])
     return whole, loss[batch.weight > 1].detach().mean(), marked.detach()
+
+
+def _expected(model: Decoder, mistakes: Mistakes, batch: Batch, hidden: Tensor, below: Tensor) -> Tensor:
+    """How badly each token of a solution tells what the model thought of it one token earlier."""
+    with torch.no_grad():
+        thought = model.logits(hidden[batch.said - 1]).float().softmax(-1)
+        likely = thought.gather(1, batch.ids.flatten()[batch.said, None])[:, 0]
+    guess, instead = mistakes.expected(below.flatten(0, 1)[batch.said])
+    told = model.logits(instead).float().log_softmax(-1)
+    return F.kl_div(told, thought, reduction="batchmean") + F.binary_cross_entropy_with_logits(
+        guess.float(), likely.clamp(0, 1)
+    )
 
 
 def stream(own: list[Document], share: float, rng: random.Random, bare: float = 0.0) -> Iterator[Document]:
@@ -86,13 +102,17 @@ def stream(own: list[Document], share: float, rng: random.Random, bare: float = 
 class Trainer:
     """The state of a run: everything that a checkpoint holds."""
 
-    def __init__(self, config: Config, rate_scale: float, seed: int) -> None:
+    def __init__(self, config: Config, rate_scale: float, seed: int, frozen: int = 0) -> None:
         torch.manual_seed(seed)
         self.device = device()
         self.model = Decoder(config).to(self.device)
         self.mistakes = Mistakes(config).to(self.device)
-        hidden = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
-        others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
+        if frozen:
+            self.model.embed_tokens.requires_grad_(False)
+            self.model.layers[:frozen].requires_grad_(False)
+        learned = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        hidden = [p for name, p in learned if p.ndim == 2 and "embed" not in name]
+        others = [p for name, p in learned if p.ndim != 2 or "embed" in name]
         self.optimisers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(hidden, lr=MUON_RATE * rate_scale, weight_decay=0.01),
             torch.optim.AdamW(
@@ -126,7 +146,8 @@ class Trainer:
         """Average the gradients, and the time spent, over the processes of a torchrun."""
         if not dist.is_initialized():
             return
-        parameters = (*self.model.parameters(), *self.mistakes.parameters())
+        every = (*self.model.parameters(), *self.mistakes.parameters())
+        parameters = [p for p in every if p.requires_grad]
         # A process whose batch had nothing for a parameter still takes part in its mean.
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -152,6 +173,13 @@ class Trainer:
         }
         torch.save(state, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights of a checkpoint or an exported folder, the latter without `Mistakes`."""
+        self.model.start_from(load_model(path))
+        if path.is_file():
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.mistakes.load_state_dict(state["mistakes"])
 
     def load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -185,12 +213,12 @@ def run(arguments: argparse.Namespace) -> Trainer:
     out.mkdir(parents=True, exist_ok=True)
     encoder = Encoder(arguments.tokenizer)
     config = Config(**json.loads(arguments.config)) if arguments.config else Config()
-    trainer = Trainer(config, arguments.rate, arguments.seed)
+    trainer = Trainer(config, arguments.rate, arguments.seed, arguments.frozen)
     last = out / "last.pt"
     if last.exists() and not arguments.fresh:
         trainer.load(last)
     elif arguments.init:
-        trainer.model.start_from(load_model(arguments.init))
+        trainer.start_from(arguments.init)
     own: list[Document] = []
     if arguments.own:
         from rounds import read_documents
@@ -258,6 +286,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--init", type=Path, help="checkpoint, or exported folder, to take the weights from")
+    p.add_argument(
+        "--frozen",
+        type=int,
+        default=0,
+        help="layers, from the lowest, that stay as they are; so do embeddings",
+    )
     p.add_argument("--own", type=Path, nargs="*", help="graded samples of the model, from rounds.py")
     p.add_argument("--own-share", type=float, default=0.5, help="share of documents from --own")
     p.add_argument("--bare", type=float, default=0.0, help="share of solved problems without judge questions")

@@ -159,6 +159,31 @@ def test_training_goes_on_from_an_exported_folder(module: Any, tmp_path: Path) -
         assert torch.allclose(loaded.state_dict()[name], weight, atol=1e-3), "but for float16"
 
 
+@pytest.mark.filterwarnings("default")
+def test_lower_layers_can_stay_as_they_are(module: Any, tmp_path: Path) -> None:
+    train = module("train")
+    solver = train.run(arguments(module, tmp_path / "solver"))
+    deeper = TINY.replace('"layers": 2', '"layers": 3')
+    more = ("--config", deeper, "--init", str(tmp_path / "solver" / "last.pt"), "--frozen", "2")
+    judge = train.run(arguments(module, tmp_path / "judge", *more))
+    before, after = solver.model.state_dict(), judge.model.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert before.keys() - same == {"norm.weight"}
+    assert after["layers.2.mlp.down_proj.weight"].abs().sum() > 0, "the new one starts as the identity"
+
+
+def test_what_is_said_is_what_stands_in_solutions(module: Any) -> None:
+    """Right and wrong ones; but the first token of a wrong line follows no token beside it."""
+    data = module("data")
+    encoder = data.Encoder(TOKENIZER)
+    text = "Ann has 3 + 4 = 7 pens.\nThe answer is 7."
+    wrong = "Ann has 3 + 4 = 8 pens."
+    chat = (Message("user", "How many?"), Message("assistant", text, loss=True))
+    row = encoder.row(Document(chat, (Probe(0, STEP_QUESTION, 0.0, wrong),)))
+    assert encoder.tokenizer.decode([row.ids[i] for i in row.said]) == text + wrong.removeprefix("Ann")
+    assert row.ids[row.said[0] - 1] == data.ASSISTANT
+
+
 def test_contrasts_put_an_own_mistake_beside_the_true_step(module: Any) -> None:
     rounds = module("rounds")
     task = skill("words")
