@@ -23,6 +23,7 @@ from stratagem.core.component import parameter
 from stratagem.core.errors import ContextLengthError, UnsupportedError
 from stratagem.core.protocols import Verifier
 from stratagem.core.run import Run, Sampling
+from stratagem.core.seeds import derive
 from stratagem.core.task import Candidate, Task
 from stratagem.strategies._sampler import Sampler
 
@@ -42,6 +43,7 @@ class Partial:
     tokens: tuple[TokenLogprob, ...] = ()
     rewards: tuple[float, ...] = ()  # of its steps, abstentions left out
     judged: int = 0  # of its steps
+    index: int = 0  # among the siblings that it was drawn with
 
     @property
     def written(self) -> str:
@@ -84,9 +86,11 @@ class Stepwise(Sampler):
         partial: Partial,
         n: int = 1,
         *,
+        whole: bool = False,
         then: Callable[[Partial], Awaitable[None]] | None = None,
     ) -> list[Partial]:
-        """``partial`` with one more step, not yet judged, ``n`` times; fewer if the budget admits no more.
+        """``partial`` with one more step, not yet judged, ``n`` times; fewer if the budget admits no more. If
+        ``whole``, that step goes on to the end of the answer.
 
         Each goes to ``then`` the moment its step has ended, while its siblings are being decoded; if ``then`` runs
         out of budget, the others go on. In the order of their endings.
@@ -103,16 +107,29 @@ class Stepwise(Sampler):
                 f"{caps.model} {lacks}, which {self.kind} needs.",
                 remedy="Use a vLLM server or the embedded model, or a strategy that samples whole answers.",
             )
+        drawing = self._drawing(partial, whole)
+        request = run.request(self._conversation(task, partial), n, sampling=drawing)
         grown: list[Partial] = []
 
-        async def arrived(candidate: Candidate) -> Candidate:
-            longer = self._joined(partial, candidate)
-            for _ in range(_BLANK - 1):
+        async def arrived(index: int, candidate: Candidate) -> Candidate:
+            longer = self._joined(partial, candidate, drawing)
+            for blank in range(1, _BLANK):
                 if longer.ended or longer.steps > partial.steps:
                     break
-                [more] = await run.sample(self._conversation(task, longer), sampling=self._drawing(longer))
-                longer = self._joined(longer, more)
-            await ready(longer if longer.steps > partial.steps else replace(longer, tail="", ended=True))
+                next_line = self._drawing(longer, whole)
+                again = replace(
+                    request,
+                    messages=self._conversation(task, longer),
+                    n=1,
+                    max_tokens=next_line.max_tokens,
+                    stop=next_line.stop,
+                    seed=derive(request.seed, index, blank),  # whichever sibling is blank first
+                )
+                [more] = await run.draw(again)
+                longer = self._joined(longer, more, next_line)
+            if longer.steps == partial.steps:
+                longer = replace(longer, tail="", ended=True)
+            await ready(replace(longer, index=index))
             return candidate
 
         async def ready(longer: Partial) -> None:
@@ -120,9 +137,8 @@ class Stepwise(Sampler):
             if then is not None:
                 await then(longer)
 
-        conversation, drawing = self._conversation(task, partial), self._drawing(partial)
         try:
-            await run.sample(conversation, n, sampling=drawing, then=arrived)
+            await run.draw(request, then=arrived)
         except ContextLengthError:
             if not partial.steps:
                 raise
@@ -141,8 +157,14 @@ class Stepwise(Sampler):
         """The rewards of its steps as one, in [0, 1]; 0 where there are none."""
         return aggregated(self.aggregate, partial.rewards) if partial.rewards else 0.0
 
+    def bound(self, partial: Partial) -> float:
+        """What no answer that begins like this can exceed in score: it falls with every step, or knows no limit."""
+        falls = self.aggregate in ("min", "product")
+        return self.score(partial) if partial.ended or (falls and partial.rewards) else 1.0
+
     def candidate(self, task: Task, partial: Partial) -> Candidate:
         """As a candidate; only one that has ended has an answer."""
+        judged = partial.judged == partial.steps
         return Candidate(
             partial.text,
             task.extract(partial.text) if partial.ended else None,
@@ -150,7 +172,7 @@ class Stepwise(Sampler):
             partial.token_count,
             partial.logprob,
             partial.tokens,
-            {self.verifier.kind: self.score(partial)} if partial.rewards else {},
+            {self.verifier.kind: self.score(partial)} if partial.rewards and judged else {},
             tuple(self.prompt(task)),
         )
 
@@ -158,17 +180,16 @@ class Stepwise(Sampler):
         begun = (Message("assistant", partial.written),) if partial.written else ()
         return (*self.prompt(task), *begun)
 
-    def _drawing(self, partial: Partial) -> Sampling:
+    def _drawing(self, partial: Partial, whole: bool) -> Sampling:
         left = self.max_tokens - partial.token_count
-        last = partial.steps + 1 >= self.max_steps
+        last = whole or partial.steps + 1 >= self.max_steps
         return replace(
             self.sampling(logprobs=0),
             max_tokens=left if last else min(self.step_tokens, left),
             stop=() if last else (self.delimiter,),
         )
 
-    def _joined(self, partial: Partial, step: Candidate) -> Partial:
-        asked = self._drawing(partial)
+    def _joined(self, partial: Partial, step: Candidate, asked: Sampling) -> Partial:
         decoded = "".join(t.token for t in step.tokens)
         _, delimiter, rest = decoded.partition(self.delimiter) if asked.stop else (decoded, "", "")
         count = partial.token_count + step.token_count

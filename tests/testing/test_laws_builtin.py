@@ -16,8 +16,22 @@ def shipped(family: type[Component]) -> dict[str, type[Component]]:
     return {kind: m for kind, m in family.kinds().items() if m.__module__.startswith("stratagem.")}
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "step_best_of_n": {"n": 3},
+    "beam_search": {"beams": 2, "width": 2},
+    "dvts": {"trees": 3, "width": 2},
+    "mcts": {"simulations": 4, "width": 2, "parallel": 2},
+    "best_first": {"width": 2, "expansions": 6, "parallel": 3},
+}
 STRATEGIES: list[dict[str, Any]] = [
-    *({"kind": k} | ({"n": 6} if "n" in m.model_fields else {}) for k, m in shipped(Strategy).items()),
+    *(
+        {"kind": k} | SMALL.get(k, {"n": 6} if "n" in m.model_fields else {})
+        for k, m in shipped(Strategy).items()
+    ),
+    {"kind": "beam_search", "beams": 2, "width": 3, "aggregate": "last"},
+    {"kind": "dvts", "trees": 3, "width": 2, "aggregate": "product", "verifier": "restart"},
+    {"kind": "mcts", "simulations": 6, "width": 3, "parallel": 4, "rule": "uct"},
+    {"kind": "best_first", "width": 2, "expansions": 2, "parallel": 2, "aggregate": "mean"},
     {"kind": "self_consistency", "n": 6, "equality": "math"},
     {"kind": "weighted_vote", "n": 6, "by": "probability"},
     {"kind": "weighted_vote", "n": 6, "by": "verifier", "verifier": "judge"},
