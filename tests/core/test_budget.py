@@ -104,6 +104,58 @@ def test_cancelled_while_it_waits(granted: bool) -> None:
     run(main())
 
 
+def test_who_stood_behind_a_cancelled_one_goes_on() -> None:
+    async def main() -> None:
+        ledger = Ledger(Budget(tokens=100))
+        held = await ledger.reserve(tokens(60))
+        large = asyncio.create_task(ledger.reserve(tokens(50)))
+        small = asyncio.create_task(ledger.reserve(tokens(30)))
+        await asyncio.sleep(0)
+        large.cancel()
+        async with asyncio.timeout(5):
+            (await small).settle(Usage())
+        held.settle(Usage())
+        assert ledger.idle
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("limits", "said", "not_said"),
+    [
+        ("calls=0", "calls=0, 0 spent, the next call may need 1", "tokens"),
+        ("calls=9,tokens=10", "tokens=10, 4 spent, the next call may need 7", "calls"),
+        ("tokens=1000000,money=0.5", "money=0.5, 0.25 spent, the next call may need 0.3", "tokens"),
+        ("calls=1,tokens=10,seconds=60", "tokens=10, 4 spent, .*7; calls=1, 1 spent, .*need 1", "seconds"),
+    ],
+)
+def test_a_refusal_names_the_limits_that_bind(limits: str, said: str, not_said: str) -> None:
+    async def main() -> None:
+        ledger = Ledger(Budget.parse(limits))
+        if ledger.budget.calls != 0:
+            (await ledger.reserve(Amount())).settle(Usage(completion_tokens=4, calls=1, money=0.25))
+        with pytest.raises(BudgetExhausted, match=said) as caught:
+            await ledger.reserve(Amount(tokens=7, calls=1, money=0.3))
+        assert not_said not in str(caught.value)
+
+    run(main())
+
+
+def test_a_refusal_tells_what_is_held() -> None:
+    async def main() -> None:
+        ledger = Ledger(Budget(tokens=100))
+        (await ledger.reserve(tokens(40))).settle(used(20))
+        held = await ledger.reserve(tokens(50))
+        with (
+            holding(),
+            pytest.raises(BudgetExhausted, match=r"20 spent, 50 held by calls under way, .* need 40"),
+        ):
+            await ledger.reserve(tokens(40))
+        held.settle(Usage())
+
+    run(main())
+
+
 def test_nested_ledgers_charge_all_around() -> None:
     async def main() -> None:
         outer = Ledger(Budget(tokens=100, calls=3))
@@ -296,7 +348,8 @@ def test_an_impossible_budget_is_named(text: str, said: str) -> None:
 
 def test_budgets_are_read() -> None:
     assert Budget.parse("tokens=20000, seconds=1.5") == Budget(tokens=20000, seconds=1.5)
-    for text, named in (("", "''"), ("tokens=5,tokens=6", "twice")):
+    assert Budget.parse(",tokens=20000,, seconds=1.5,") == Budget(tokens=20000, seconds=1.5)
+    for text, named in (("", "empty"), (" ,", "empty"), ("tokens=5,tokens=6", "twice")):
         with pytest.raises(ConfigurationError, match=named):
             Budget.parse(text)
 

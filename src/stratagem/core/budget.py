@@ -38,13 +38,15 @@ class Budget(BaseModel):
         """From ``"tokens=20000,seconds=30"``."""
         names = ", ".join(cls.model_fields)
         pairs: dict[str, str] = {}
-        for part in text.replace(" ", "").split(","):
+        for part in filter(None, text.replace(" ", "").split(",")):
             key, _, value = part.partition("=")
             if key not in cls.model_fields:
                 raise ConfigurationError(f"Unknown budget key {key!r}.", remedy=f"Use some of: {names}.")
             if key in pairs:
                 raise ConfigurationError(f"The budget names {key!r} twice.", remedy="Name it once.")
             pairs[key] = value
+        if not pairs:
+            raise ConfigurationError("The budget is empty.", remedy=f"Use some of: {names}.")
         try:
             return cls.model_validate(pairs)
         except ValidationError as error:
@@ -220,6 +222,7 @@ class Ledger:
                     self._settle(amount, Usage())  # granted and cancelled in the same tick
                 elif waiter in self._waiters:
                     self._waiters.remove(waiter)
+                    self._serve()  # it may have stood before one that fits
                 raise
             return Reservation(self, amount)
         self._hold(amount)
@@ -270,12 +273,16 @@ class Ledger:
             if not ledger._fits_here(amount, reserved=True):
                 tightest = ledger
                 break
-        spent = _charge(tightest.spent)
-        limits = ", ".join(f"{k}={v}" for k, v in tightest.budget.model_dump(exclude_none=True).items())
-        return BudgetExhausted(
-            f"The budget is exhausted: the next call may need {amount.tokens} tokens; "
-            f"spent {spent.tokens} tokens in {spent.calls} calls of {limits}."
-        )
+        return BudgetExhausted(f"The budget is exhausted: {'; '.join(tightest._short_of(amount))}.")
+
+    def _short_of(self, amount: Amount) -> Iterator[str]:
+        """Each limit of this ledger that has no room for the amount, in words."""
+        spent, held = _charge(self.spent), self.reserved
+        for key, limit in self.budget.model_dump(exclude_none=True, exclude={"seconds"}).items():
+            used, under_way, more = (getattr(each, key) for each in (spent, held, amount))
+            if used + under_way + more > limit:
+                others = f"{under_way:.10g} held by calls under way, " if under_way else ""
+                yield f"{key}={limit:.10g}, {used:.10g} spent, {others}the next call may need {more:.10g}"
 
     @property
     def idle(self) -> bool:
