@@ -49,7 +49,7 @@ bench: $(DEV)
 	@touch $@
 
 .venv/.dev: .venv/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[bench,postgres]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[bench,postgres,tune]' --group dev
 	@touch $@ .venv/.base
 
 .venv/.dev1: .venv/.dev

@@ -16,7 +16,7 @@ import typer
 from stratagem import __version__
 from stratagem.core.errors import BudgetExhausted, ConfigurationError, StratagemError
 
-_MODEL, _LIMITS, _OUTPUT = "Model", "Limits", "Output"
+_MODEL, _LIMITS, OUTPUT = "Model", "Limits", "Output"
 
 BaseUrl = Annotated[
     str | None,
@@ -45,9 +45,9 @@ Limit = Annotated[
     ),
 ]
 Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", rich_help_panel=_OUTPUT)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", rich_help_panel=OUTPUT)]
 
 app = typer.Typer(
     name="stratagem",
@@ -86,7 +86,7 @@ def demo(debug: Debug = False) -> None:
 
         return using(connect(None, None, None), run)
 
-    _finish(command, debug)
+    finish(command, debug)
 
 
 @app.command(
@@ -138,7 +138,7 @@ def solve(
     as_json: AsJson = False,
     trace: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Append every event as a line of JSON.", rich_help_panel=_OUTPUT),
+        typer.Option(metavar="FILE", help="Append every event as a line of JSON.", rich_help_panel=OUTPUT),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -172,7 +172,7 @@ def solve(
         )
         return using(connect(base_url, model, api_key_env), answer)
 
-    _finish(command, debug)
+    finish(command, debug)
 
 
 @app.command()
@@ -184,7 +184,7 @@ def strategies(as_json: AsJson = False, debug: Debug = False) -> None:
 
         return list_components(as_json=as_json)
 
-    _finish(command, debug)
+    finish(command, debug)
 
 
 @app.command(epilog="[dim]$[/dim] stratagem doctor --base-url http://localhost:8000/v1")
@@ -204,7 +204,7 @@ def doctor(
         check = partial(run, embedded=base_url is None, as_json=as_json)
         return using(connect(base_url, model, api_key_env), check)
 
-    _finish(command, debug)
+    finish(command, debug)
 
 
 @app.command(
@@ -265,116 +265,10 @@ def bench(
         )
         return using(connect(base_url, model, api_key_env), compare)
 
-    _finish(command, debug)
+    finish(command, debug)
 
 
-vllm_app = typer.Typer(no_args_is_help=True, help="Serve a model with vLLM, set up for what strategies send.")
-app.add_typer(vllm_app, name="vllm")
-
-_WORKLOAD, _SERVER = "Workload", "Server"
-Concurrency = Annotated[
-    int,
-    typer.Option(metavar="N", min=1, help="Sequences in flight at the same time.", rich_help_panel=_WORKLOAD),
-]
-Context = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", min=1, help="Longest prompt and answer together, in tokens.", rich_help_panel=_WORKLOAD
-    ),
-]
-Python = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE", help="Interpreter of an environment that has vLLM.", rich_help_panel=_SERVER
-    ),
-]
-
-
-@vllm_app.command(
-    "serve",
-    epilog="[dim]$[/dim] stratagem vllm serve Qwen/Qwen3-8B --profile agent\n\n"
-    "[dim]$[/dim] stratagem vllm serve ./model --print -- --block-size 64 --enable-lora",
-)
-def vllm_serve(
-    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
-    flags: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, which go before the profile's own."),
-    ] = None,
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", metavar="NAME", help="See: stratagem vllm profiles.")
-    ] = "agent",
-    print_only: Annotated[
-        bool, typer.Option("--print", help="Print the plain command and start nothing.")
-    ] = False,
-    host: Annotated[str, typer.Option(help="Where it listens.", rich_help_panel=_SERVER)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, rich_help_panel=_SERVER)] = 8000,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What clients call the model. [dim](default: its own name)[/dim]",
-            rich_help_panel=_SERVER,
-        ),
-    ] = None,
-    python: Python = None,
-    startup_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Until it must answer.", rich_help_panel=_SERVER)
-    ] = 1800.0,
-    concurrency: Concurrency = 64,
-    context: Context = None,
-    repeatable: Annotated[
-        bool,
-        typer.Option(
-            "--repeatable",
-            help="A seed must repeat its text: no speculation.",
-            rich_help_panel=_WORKLOAD,
-        ),
-    ] = False,
-    debug: Debug = False,
-) -> None:
-    """Serve a model until Ctrl-C. Its address goes to standard output, its log to standard error."""
-
-    def command() -> Coroutine[Any, Any, int]:
-        from stratagem._cli.vllm import serve
-        from stratagem.backends.vllm.profiles import Workload
-
-        return serve(
-            model,
-            profile,
-            flags or (),
-            workload=Workload(concurrency=concurrency, context=context, repeatable=repeatable),
-            host=host,
-            port=port,
-            name=name,
-            python=python,
-            startup_timeout=startup_timeout,
-            print_only=print_only,
-        )
-
-    _finish(command, debug)
-
-
-@vllm_app.command("profiles")
-def vllm_profiles(
-    concurrency: Concurrency = 64,
-    context: Context = None,
-    python: Python = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Show the profiles as they are on this machine."""
-
-    def command() -> Coroutine[Any, Any, int]:
-        from stratagem._cli.vllm import profiles
-        from stratagem.backends.vllm.profiles import Workload
-
-        return profiles(Workload(concurrency=concurrency, context=context), python=python, as_json=as_json)
-
-    _finish(command, debug)
-
-
-def _finish(command: Callable[[], Coroutine[Any, Any, int]], debug: bool) -> NoReturn:
+def finish(command: Callable[[], Coroutine[Any, Any, int]], debug: bool) -> NoReturn:
     """Run a command to its exit code; an error of ours is one line."""
     from stratagem._cli.interrupt import INTERRUPTED, run
 

@@ -49,7 +49,7 @@ async def serve(
         port=port,
         python=python,
         startup_timeout=startup_timeout,
-        log=_tell,
+        log=tell_log,
     )
     async with server:
         stderr().print(Text.assemble(("ready: ", f"{STRONG} {ACCENT}"), f"{server.name}, profile {profile}"))
@@ -58,7 +58,8 @@ async def serve(
     raise UnavailableError(f"vLLM ended by itself with exit code {code}.", remedy="Its log above says why.")
 
 
-def _tell(line: str) -> None:
+def tell_log(line: str) -> None:
+    """A line of a server's log, on standard error."""
     sys.stderr.write(safe(line) + "\n")
     sys.stderr.flush()
 

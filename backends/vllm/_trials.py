@@ -1,0 +1,113 @@
+"""The folder of a search: a header and a line per trial, each written through, so that a kill loses one at most."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from stratagem.core.errors import ConfigurationError, StoreError
+
+FILE = "trials.jsonl"
+
+
+class TrialFile:
+    """Open for one search; another process that opens it is refused."""
+
+    def __init__(self, path: Path, file: int, header: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+        self._path = path
+        self._file = file
+        self.header = header
+        self.lines = lines
+
+    @classmethod
+    def open(cls, folder: Path, asked: Mapping[str, Any], found: Mapping[str, Any]) -> Self:
+        """Begin with a header of what was asked for and what was found out, or go on with the one that is there.
+
+        Raises:
+            ConfigurationError: it holds a search of something else; names what differs.
+            StoreError: it cannot be written, is damaged, or is in use.
+        """
+        path = folder / FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise StoreError(f"Cannot write to {folder}: {error.strerror}.") from None
+        try:
+            _lock(file, folder)
+            data = path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            os.ftruncate(file, len(whole))  # cut off the line that a kill has torn
+            lines = list(_parsed(path, whole))
+            made = cls(path, file, lines[0] if lines else {"asked": dict(asked), **found}, lines[1:])
+            if not lines:
+                made._write(made.header)
+            made._check(folder, asked)
+        except BaseException:
+            os.close(file)
+            raise
+        return made
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write a trial through to the disk."""
+        self._write(line)
+        self.lines.append(line)
+
+    def close(self) -> None:
+        """Let others in."""
+        os.close(self._file)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        left = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fsync(self._file)
+        except OSError as error:
+            raise StoreError(f"Cannot write {self._path}: {error.strerror}.") from error
+
+    def _check(self, folder: Path, asked: Mapping[str, Any]) -> None:
+        there, now = self.header.get("asked"), json.loads(json.dumps(asked))
+        if not isinstance(there, dict):
+            raise StoreError(f"{self._path} is not the file of a search.", remedy="Give another folder.")
+        differing = [
+            f"{key} is {there.get(key)!r} there and {now.get(key)!r} now"
+            for key in dict.fromkeys((*there, *now))
+            if there.get(key) != now.get(key)
+        ]
+        if differing:
+            raise ConfigurationError(
+                f"{folder} holds a search of something else: {'; '.join(differing)}.",
+                remedy="Give another folder, or the settings that are there.",
+            )
+
+
+def _parsed(path: Path, data: bytes) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise StoreError(
+                f"{path}:{number} is damaged.", remedy="Delete that line; its trial is run again."
+            )
+        yield found
+
+
+def _lock(file: int, folder: Path) -> None:
+    """Hold the file until it is closed, by whatever end of the process."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(
+            f"Another search is writing to {folder}.", remedy="Wait for it, or give another folder."
+        ) from None
