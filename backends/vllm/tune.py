@@ -303,6 +303,7 @@ async def tune(
             f"{len(requests)} requests cannot be dealt into {repeats + 1} parts: {repeats} repeats and a warm-up.",
             remedy="Give more requests, or fewer repeats.",
         )
+    most = max(workload.concurrency, *(request.n for request in requests))  # sequences at a time
     planned = await asyncio.to_thread(plan, profile, flags, workload=workload, python=python)
     fixed = {
         name for name in Profile.model_fields if getattr(_EMPTY.overridden(flags)[0], name) not in (None, ())
@@ -323,7 +324,7 @@ async def tune(
         tried = Plan(made, planned.flags, planned.hardware, planned.installed)
         server = VLLMServer(model, tried.arguments, python=python, startup_timeout=startup_timeout, log=log)
         async with server:
-            backend = OpenAIBackend(server.url, server.name, permits=workload.concurrency + requests[0].n)
+            backend = OpenAIBackend(server.url, server.name, permits=most)
             try:
                 return await _measured(backend, parts, workload.concurrency)
             finally:

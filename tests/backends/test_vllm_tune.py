@@ -29,8 +29,9 @@ from stratagem.backends.vllm._space import (
 )
 from stratagem.backends.vllm.hardware import Hardware, Installed
 from stratagem.backends.vllm.landscape import save_landscape
-from stratagem.backends.vllm.profiles import PROFILES, Profile, Speculative, Workload, profile
+from stratagem.backends.vllm.profiles import PROFILES, Profile, Speculative, profile
 from stratagem.backends.vllm.tune import Measurement, Trial, Tuning, search, tune
+from stratagem.cli import main
 from stratagem.core.backend import Message, Request
 from stratagem.core.errors import MissingExtraError, StoreError, UnavailableError
 
@@ -353,6 +354,25 @@ def test_too_few_requests_are_one_error(tmp_path: Path) -> None:
         searched(tmp_path, Surface(), trials=0)
 
 
+def test_the_command_says_in_one_line_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, words in (
+        (["--limit", "3"], "3 requests cannot be dealt into 4 parts"),
+        (["--python", "/no/python"], "/no/python is no Python interpreter"),
+        (["--profile", "fast"], "Unknown profile 'fast'"),
+        (["--task", "gym:nothing"], "No gym skill 'nothing'"),
+        (["--trials", "0"], "Invalid value for '--trials'"),
+    ):
+        command = ["stratagem", "vllm", "tune", "no model", "--out", str(tmp_path / "out"), *options]
+        monkeypatch.setattr(sys, "argv", command)
+        assert main() == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert words in " ".join(told.err.split())
+    assert not (tmp_path / "out").exists()
+
+
 # -- the picture ---------------------------------------------------------------------------------------
 
 
@@ -377,8 +397,3 @@ def test_without_matplotlib_there_is_no_picture(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"matplotlib.*stratagem\[tune\]"):
         save_landscape(found, tmp_path / "x.png")
-
-
-def test_a_workload_that_must_repeat_is_not_searched_for_speculation() -> None:
-    base = profile("latency", LAPTOP, Workload(repeatable=True))
-    assert base.speculative is None
