@@ -7,7 +7,6 @@ score; a tie goes to the sample drawn first. Confidence is the winner's score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -16,7 +15,7 @@ from stratagem.core.component import parameter
 from stratagem.core.protocols import Verifier
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
-from stratagem.strategies._judging import judge
+from stratagem.strategies._judging import best, judge
 from stratagem.strategies._sampler import Sampler
 
 
@@ -39,15 +38,10 @@ class BestOfN(Sampler):
             if self.verifier.pointwise:
                 [candidate] = await judge(run, self.verifier, task, [candidate])
             seen.append(candidate)
-            run.propose(self._best(seen))
+            run.propose(best(seen, self.verifier))
             return candidate
 
         drawn = await run.sample(self.prompt(task), self.n, sampling=self.sampling(), task=task, then=rate)
         if not self.verifier.pointwise:
             drawn = await judge(run, self.verifier, task, drawn)
-        return run.propose(self._best(drawn))
-
-    def _best(self, candidates: Sequence[Candidate]) -> Answer:
-        kind = self.verifier.kind
-        best = max(candidates, key=lambda c: c.scores.get(kind, -1.0))
-        return Answer.of(best, tuple(candidates), best.scores.get(kind))
+        return run.propose(best(drawn, self.verifier))

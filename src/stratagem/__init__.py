@@ -33,13 +33,16 @@ _HOME = {
     "stratagem.core.task": ("Answer", "Candidate", "Task"),
     "stratagem.core.trace": ("JsonLines", "Trace"),
     "stratagem.core.usage": ("Usage",),
+    "stratagem.strategies.adaptive_best_of_n": ("AdaptiveBestOfN",),
     "stratagem.strategies.beam_search": ("BeamSearch",),
     "stratagem.strategies.best_first": ("BestFirst",),
     "stratagem.strategies.best_of_n": ("BestOfN",),
     "stratagem.strategies.chain_of_thought": ("ChainOfThought",),
     "stratagem.strategies.direct": ("Direct",),
     "stratagem.strategies.dvts": ("DVTS",),
+    "stratagem.strategies.early_stopping_consistency": ("EarlyStoppingConsistency",),
     "stratagem.strategies.mcts": ("MCTS",),
+    "stratagem.strategies.pruned_best_of_n": ("PrunedBestOfN",),
     "stratagem.strategies.self_consistency": ("SelfConsistency",),
     "stratagem.strategies.step_best_of_n": ("StepBestOfN",),
     "stratagem.strategies.weighted_vote": ("WeightedVote",),
@@ -100,13 +103,18 @@ if TYPE_CHECKING:
     from stratagem.core.trace import JsonLines as JsonLines
     from stratagem.core.trace import Trace as Trace
     from stratagem.core.usage import Usage as Usage
+    from stratagem.strategies.adaptive_best_of_n import AdaptiveBestOfN as AdaptiveBestOfN
     from stratagem.strategies.beam_search import BeamSearch as BeamSearch
     from stratagem.strategies.best_first import BestFirst as BestFirst
     from stratagem.strategies.best_of_n import BestOfN as BestOfN
     from stratagem.strategies.chain_of_thought import ChainOfThought as ChainOfThought
     from stratagem.strategies.direct import Direct as Direct
     from stratagem.strategies.dvts import DVTS as DVTS
+    from stratagem.strategies.early_stopping_consistency import (
+        EarlyStoppingConsistency as EarlyStoppingConsistency,
+    )
     from stratagem.strategies.mcts import MCTS as MCTS
+    from stratagem.strategies.pruned_best_of_n import PrunedBestOfN as PrunedBestOfN
     from stratagem.strategies.self_consistency import SelfConsistency as SelfConsistency
     from stratagem.strategies.step_best_of_n import StepBestOfN as StepBestOfN
     from stratagem.strategies.weighted_vote import WeightedVote as WeightedVote

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from stratagem.core.backend import (
     Backend,
+    Chunk,
     Completion,
     Constraint,
     Message,
@@ -138,22 +139,71 @@ class Run:
             BackendError: a call failed for good.
         """
         task = task or (prompt if isinstance(prompt, Task) else None)
-        request = self._request(as_messages(prompt), n, sampling or Sampling(), role)
+        request = self.request(prompt, n, sampling=sampling, role=role)
+        follows = None if then is None else lambda _, candidate: then(candidate)
+        return await self.draw(request, task=task, role=role, then=follows)
+
+    def request(
+        self, prompt: Prompt, n: int = 1, *, sampling: Sampling | None = None, role: str = POLICY
+    ) -> Request:
+        """What :meth:`sample` sends, with its seed: from the run's seed, what is asked, and how often that was
+        asked before.
+
+        Taken before anything is awaited, so that concurrent callers count in the order of their start.
+        """
+        sampling = sampling or Sampling()
+        request = Request(
+            as_messages(prompt),
+            n=n,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            stop=sampling.stop,
+            logprobs=sampling.logprobs,
+            constraint=sampling.constraint,
+        )
+        # Asking for log-probabilities draws nothing else: strategies that do share samples with those that don't.
+        key = f"{role}/{replace(request, logprobs=None).key()}"
+        seed = derive(self.seed, key, self._occurrences[key])
+        self._occurrences[key] += 1
+        return replace(request, seed=seed)
+
+    async def draw(
+        self,
+        request: Request,
+        *,
+        task: Task | None = None,
+        role: str = POLICY,
+        then: Callable[[int, Candidate], Awaitable[Candidate]] | None = None,
+        piece: Callable[[int, Chunk], None] | None = None,
+    ) -> list[Candidate]:
+        """What :meth:`sample` gives, for a request that :meth:`request` made, or for siblings of it.
+
+        So one of many samples can be stopped in the engine: each in a task of its own, which is cancelled. The
+        texts are those that ``sample`` would have drawn together. ``then`` and ``piece`` are also told the index
+        in ``request``; ``piece`` gets each completion in the pieces in which it is decoded. What it starts goes
+        on beside the stream: it may ask a judge, which waits for its budget without holding up the stream.
+        """
+        n, messages = request.n, request.messages
         drawn: dict[int, Candidate] = {}
         outside = contextvars.copy_context()  # without this call's reservation
 
         async with task_group() as group:
 
+        def tell(index: int, chunk: Chunk) -> None:
+            if piece is not None:
+                outside.run(piece, index, chunk)
+
             def arrived(index: int, completion: Completion) -> None:
-                candidate = drawn[index] = _candidate(completion, task, request.messages)
+                candidate = drawn[index] = _candidate(completion, task, messages)
                 if then is not None:
-                    group.create_task(follow(index, candidate, then), context=outside.copy())
+                    group.create_task(follow(then, index, candidate), context=outside.copy())
 
             async def follow(
-                index: int, candidate: Candidate, then: Callable[[Candidate], Awaitable[Candidate]]
+                then: Callable[[int, Candidate], Awaitable[Candidate]], index: int, candidate: Candidate
             ) -> None:
                 try:
-                    drawn[index] = await then(candidate)
+                    drawn[index] = await then(index, candidate)
                 except BudgetExhausted:  # an unjudged candidate is worth more than none
                     drawn[index] = candidate
 
@@ -165,10 +215,10 @@ class Run:
                     if not drawn:
                         raise
                     break
-                if then is None:
+                if then is None and piece is None:
                     await self._generate(part, role, reservation, done, arrived)
                 else:
-                    await self._stream(part, role, reservation, done, arrived)
+                    await self._stream(part, role, reservation, done, arrived, tell if piece else None)
                 if drawn.keys() != set(range(done + part.n)):
                     name = self.model(role).name
                     raise ProtocolError(
@@ -185,7 +235,7 @@ class Run:
         The whole worst case stays reserved inside the block, so a call made there that does not fit beside it
         is refused at once instead of waiting for it.
         """
-        request = self._request(as_messages(prompt), n, sampling or Sampling(), role)
+        request = self.request(prompt, n, sampling=sampling, role=role)
         part, reservation = await self._admit(request, role, shrink=True)
         with self._call("stream", role, part.n, reservation) as call, holding():
             async with self.model(role).stream(part, call.meter) as stream:
@@ -307,27 +357,6 @@ class Run:
 
     # -- one model call --------------------------------------------------------------------------------
 
-    def _request(self, messages: tuple[Message, ...], n: int, sampling: Sampling, role: str) -> Request:
-        """The request with its seed: from the run's seed, what is asked, and how often it was asked before.
-
-        Taken before anything is awaited, so that concurrent callers count in the order of their start.
-        """
-        request = Request(
-            messages,
-            n=n,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            stop=sampling.stop,
-            logprobs=sampling.logprobs,
-            constraint=sampling.constraint,
-        )
-        # Asking for log-probabilities draws nothing else: strategies that do share samples with those that don't.
-        key = f"{role}/{replace(request, logprobs=None).key()}"
-        seed = derive(self.seed, key, self._occurrences[key])
-        self._occurrences[key] += 1
-        return replace(request, seed=seed)
-
     async def _admit(self, request: Request, role: str, *, shrink: bool) -> tuple[Request, Reservation]:
         """Reserve for as many of the completions as fit now, or wait for one.
 
@@ -401,7 +430,7 @@ class Run:
         arrived: Callable[[int, Completion], None],
     ) -> None:
         with self._call("stream", role, request.n, reservation) as call, holding():
-            async with self.model(role).stream(request, call.meter, deltas=False) as stream:
+            async with self.model(role).stream(request, call.meter, deltas=piece is not None) as stream:
                 call.replayed = stream.replayed
                 async for chunk in stream:
                     if chunk.completion is not None:
@@ -419,11 +448,14 @@ class Run:
 async def _await(function: Callable[[T], Awaitable[R]], item: T) -> R:
     return await function(item)
 
+        piece: Callable[[int, Chunk], None] | None,
 
 def _first_letters_differ(choices: Sequence[str]) -> bool:
     return len({c.strip()[:1].casefold() for c in choices}) == len(choices)
 
 
+                    if piece is not None:
+                        piece(offset + chunk.index, chunk)
 def _candidate(completion: Completion, task: Task | None, prompt: tuple[Message, ...]) -> Candidate:
     return Candidate(
         text=completion.text,
