@@ -188,11 +188,11 @@ class Run:
         drawn: dict[int, Candidate] = {}
         outside = contextvars.copy_context()  # without this call's reservation
 
-        async with task_group() as group:
-
         def tell(index: int, chunk: Chunk) -> None:
             if piece is not None:
                 outside.run(piece, index, chunk)
+
+        async with task_group() as group:
 
             def arrived(index: int, completion: Completion) -> None:
                 candidate = drawn[index] = _candidate(completion, task, messages)
@@ -428,11 +428,14 @@ class Run:
         reservation: Reservation,
         offset: int,
         arrived: Callable[[int, Completion], None],
+        piece: Callable[[int, Chunk], None] | None,
     ) -> None:
         with self._call("stream", role, request.n, reservation) as call, holding():
             async with self.model(role).stream(request, call.meter, deltas=piece is not None) as stream:
                 call.replayed = stream.replayed
                 async for chunk in stream:
+                    if piece is not None:
+                        piece(offset + chunk.index, chunk)
                     if chunk.completion is not None:
                         self._arrived(call, chunk.completion)
                         arrived(offset + chunk.index, chunk.completion)
@@ -448,14 +451,11 @@ class Run:
 async def _await(function: Callable[[T], Awaitable[R]], item: T) -> R:
     return await function(item)
 
-        piece: Callable[[int, Chunk], None] | None,
 
 def _first_letters_differ(choices: Sequence[str]) -> bool:
     return len({c.strip()[:1].casefold() for c in choices}) == len(choices)
 
 
-                    if piece is not None:
-                        piece(offset + chunk.index, chunk)
 def _candidate(completion: Completion, task: Task | None, prompt: tuple[Message, ...]) -> Candidate:
     return Candidate(
         text=completion.text,
