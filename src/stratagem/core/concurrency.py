@@ -36,7 +36,11 @@ class _Group(asyncio.TaskGroup):
         name: str | None = None,
         context: Context | None = None,
     ) -> asyncio.Task[T]:
-        task = super().create_task(coro, name=name, context=context)
+        try:
+            task = super().create_task(coro, name=name, context=context)
+        except RuntimeError:  # it is shutting down; Python before 3.13 leaves the coroutine open then
+            coro.close()
+            raise
         self.children.add(task)
         task.add_done_callback(self.children.discard)
         return task
