@@ -17,10 +17,13 @@ from stratagem.core.protocols import Verdict, Verifier
 from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 
-# A chain of sides with at least one operation left of the first sign: "3 * 4 + 1 = 13", "$5 x 2 = $10".
-_SIDE = r"[-$(\d][-+*/x×÷·^()$%.,\d ]{0,80}"  # noqa: RUF001
-_EQUATION = re.compile(rf"({_SIDE})=\s*(\$?-?\d[\d,]*(?:\.\d+)?%?)")
-_OPERATION = re.compile(r"[\d)%]\s*(?:\*\*|[-+*/x×÷·^])\s*[-$(\d]")  # noqa: RUF001
+# A chain of sides with at least one operation left of the first sign: "3 * 4 + 1 = 13", "$5 x 2 = $10". A point or
+# comma that no digit follows ends a sentence or a clause.
+_MONEY = "$€£¥₹"
+_SIDE = rf"[-{_MONEY}(\d](?:[-+*/x×÷·^(){_MONEY}%\d ]|[.,](?=\d)){{0,80}}"  # noqa: RUF001
+_EQUATION = re.compile(rf"({_SIDE})=\s*(-?[{_MONEY}]?-?\d[\d,]*(?:\.\d+)?%?)")
+_OPERATION = re.compile(rf"[\d)%]\s*(?:\*\*|[-+*/x×÷·^])\s*[-{_MONEY}(\d]")  # noqa: RUF001
+_PLAIN = str.maketrans({"x": "*", **dict.fromkeys(_MONEY)})  # money on both sides is plain arithmetic
 MOST_EQUATIONS = 64  # looked at in one text: bounds the work on hostile ones
 
 
@@ -54,7 +57,21 @@ class Math(Verifier):
 
     def _arithmetic(self, text: str) -> Verdict:
         found = [m for m in _EQUATION.finditer(text) if _OPERATION.search(m[1])][:MOST_EQUATIONS]
-        wrong = [m[0].strip() for m in found if not self.equivalent(m[1].replace("x", "*"), m[2])]
+        wrong = [
+            m[0].strip() for m in found if not self._holds(m[1].translate(_PLAIN), m[2].translate(_PLAIN))
+        ]
         if not found:
             return Verdict(None, "no equation is written")
         return Verdict(1 - len(wrong) / len(found), f"wrong: {'; '.join(wrong)}" if wrong else "")
+
+    def _holds(self, left: str, right: str) -> bool:
+        """Whether both sides are equal, or the right one is the left one rounded to the decimals written there."""
+        from stratagem.verifiers._math import Number, parse
+
+        if self.equivalent(left, right):
+            return True
+        exact, written = parse(left), parse(right)
+        _, point, decimals = right.partition(".")
+        if not point or not isinstance(exact, Number) or not isinstance(written, Number):
+            return False
+        return abs(exact.value - written.value) * 2 * 10 ** len(decimals) <= 1

@@ -160,6 +160,24 @@ def test_math_without_a_reference_checks_the_written_arithmetic() -> None:
     assert scores(sg.Math(), texts) == [1.0, 0.5, None, 1.0, None]
     [verdict] = verdicts(sg.Math(), [slip])
     assert verdict.reason == "wrong: 2 * 19 = 39"
+    money = [
+        "5 x $2 = $10",
+        "12 x $15 = $180",
+        "(2 + 3) x \u20ac4 = \u20ac20.00",
+        "$5 + $6 = 11",
+        "He has 5. 3 * 4 = 12.",
+    ]
+    assert scores(sg.Math(), [*money, "5 x $2 = $11", "$9 - $3 = -$6"]) == [1, 1, 1, 1, 1, 0, 0]
+    rounded = ["100 / 3 = 33.33", "1 / 8 = 0.13", "$100 / 3 = $33.3", "2 / 3 = 0.6667"]
+    assert scores(sg.Math(), [*rounded, "100 / 3 = 33.34", "7 / 2 = 4", "2 / 3 = 0.66"]) == [
+        1,
+        1,
+        1,
+        1,
+        0,
+        0,
+        0,
+    ]
     assert scores(sg.Math(), ["9**9**9 = 1 " * 1000]) == [0.0]
 
 

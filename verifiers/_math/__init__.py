@@ -6,6 +6,6 @@ on them is counted and bounded, so both functions end quickly on any string.
 
 from stratagem.verifiers._math.answer import parse
 from stratagem.verifiers._math.compare import Equality, equal
-from stratagem.verifiers._math.values import Value
+from stratagem.verifiers._math.values import Number, Value
 
-__all__ = ["Equality", "Value", "equal", "parse"]
+__all__ = ["Equality", "Number", "Value", "equal", "parse"]

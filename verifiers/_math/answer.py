@@ -9,10 +9,17 @@ from typing import Final
 from stratagem.core.extract import last_boxed
 from stratagem.verifiers._math import tree, units
 from stratagem.verifiers._math.lexer import Token, tokenize
-from stratagem.verifiers._math.notation import Unparsable, clean, normal
+from stratagem.verifiers._math.notation import Unparsable, clean, normal, turned
 from stratagem.verifiers._math.parser import SPECIAL_WORDS, ExpressionParser, is_prose, match_brackets
 from stratagem.verifiers._math.rational import NotRational, exact
-from stratagem.verifiers._math.regions import EVERYTHING, Range, bracket_interval, relation_value, union
+from stratagem.verifiers._math.regions import (
+    EVERYTHING,
+    Range,
+    bracket_interval,
+    reduced,
+    relation_value,
+    union,
+)
 from stratagem.verifiers._math.tree import Const, Node, Num, Undefined
 from stratagem.verifiers._math.values import (
     Definition,
@@ -31,6 +38,9 @@ from stratagem.verifiers._math.values import (
 )
 
 _RELATIONS: Final = frozenset({"=", "<", "<=", ">", ">=", "!=", "in"})
+_UNION: Final = frozenset({"cup", "U", "u", "union"})
+_INTERSECTION: Final = frozenset({"cap"})
+_DIFFERENCE: Final = frozenset({"setminus"})
 _PHRASES: Final = {"all real numbers": EVERYTHING, "all reals": EVERYTHING, "empty set": ()}
 _MATRICES: Final = frozenset({"matrix", "pmatrix", "bmatrix", "vmatrix", "array", "Bmatrix", "smallmatrix"})
 _RADIANS: Final = frozenset({"rad", "radian", "radians"})
@@ -46,8 +56,11 @@ def parse(text: str) -> Value:
     try:
         # Of a worked answer that holds one box the box is what is answered.
         words = clean(last_boxed(text) or text)
-        tokens = tokenize(words)
-        return _Parser(tokens).whole()
+        try:
+            parser = _Parser(tokenize(words))
+        except Unparsable:
+            parser = _Parser(tokenize(turned(words)))
+        return parser.whole()
     except Unparsable:
         return Text(normal(words))
 
@@ -85,7 +98,7 @@ class _Parser:
             raise Unparsable("empty")
         if self._pairs.get(lo) == hi - 1:
             return self._bracketed(lo, hi)
-        for form in (self._compound, self._listing, self._union, self._relation, self._ratio, self._named):
+        for form in (self._compound, self._listing, self._sets, self._relation, self._ratio, self._named):
             found = form(lo, hi)
             if found is not None:
                 return found
@@ -213,19 +226,33 @@ class _Parser:
             return items[0]
         return Group(source, items, "")
 
-    def _union(self, lo: int, hi: int) -> Value | None:
-        joints = [
-            at
-            for at in range(lo + 1, hi - 1)
-            if self._tokens[at].text in ("cup", "U", "u", "union")
-            and self._tokens[at - 1].kind == "close"
-            and self._tokens[at + 1].kind in ("open", "command")
-        ]
-        if not joints:
-            return None
-        bounds = [lo, *(k for at in joints for k in (at, at + 1)), hi]
-        items = self._items(list(zip(bounds[::2], bounds[1::2], strict=True)))
-        return union(self.source(lo, hi), items)
+    def _sets(self, lo: int, hi: int) -> Value | None:
+        """Regions under set operations: an intersection binds before a union, and that before a difference."""
+        for words in (_DIFFERENCE, _UNION, _INTERSECTION):
+            joints = self._joints(lo, hi, words)
+            if joints:
+                bounds = [lo, *(k for at in joints for k in (at, at + 1)), hi]
+                items = self._items(list(zip(bounds[::2], bounds[1::2], strict=True)))
+                source = self.source(lo, hi)
+                return (
+                    union(source, items) if words is _UNION else reduced(source, items, words is _DIFFERENCE)
+                )
+        return None
+
+    def _joints(self, lo: int, hi: int, words: frozenset[str]) -> list[int]:
+        """Where one of the words stands between two sets, outside brackets."""
+        joints: list[int] = []
+        at = lo
+        while at < hi:
+            if (
+                self._tokens[at].text in words
+                and lo < at < hi - 1
+                and self._tokens[at - 1].kind == "close"
+                and self._tokens[at + 1].kind in ("open", "command")
+            ):
+                joints.append(at)
+            at = self._pairs.get(at, at) + 1
+        return joints
 
     def _relation(self, lo: int, hi: int) -> Value | None:
         ranges, ops = self._split(lo, hi, _RELATIONS)

@@ -26,7 +26,7 @@ _GREEK: Final = {
 }
 _COMMANDS: Final = {
     **{"∞": "infty", "√": "sqrt", "∛": "sqrt[3]", "≈": "approx", "±": "pm", "∓": "mp"},
-    **{"∪": "cup", "∈": "in", "∅": "emptyset", "ℝ": "mathbb{R}"},
+    **{"∪": "cup", "∩": "cap", "∖": "setminus", "∈": "in", "∅": "emptyset", "ℝ": "mathbb{R}"},
 }
 _ALIKE: Final = {
     "-": "−–—‐‑﹣",
@@ -94,6 +94,20 @@ def clean(text: str) -> str:
     text = text.strip().strip("*`\"'").strip()
     text = text.rstrip(" .,;:") if not text.endswith("\\,") else text
     return _LEAD.sub("", _LEAD.sub("", text))
+
+
+def turned(text: str) -> str:
+    """The text with intervals in the notation of ISO 80000-2, as ]0, 1], in the other one: (0, 1]."""
+    pieces = re.split(r"([\[\]])", text)
+    at = 1
+    while at + 2 < len(pieces):
+        if set(pieces[at + 1]).isdisjoint(",;"):
+            at += 2
+            continue
+        pieces[at] = "[" if pieces[at] == "[" else "("
+        pieces[at + 2] = "]" if pieces[at + 2] == "]" else ")"
+        at += 4
+    return "".join(pieces)
 
 
 def _dollars(text: str) -> str:

@@ -7,7 +7,8 @@ from typing import Final, Protocol
 
 from stratagem.verifiers._math import tree
 from stratagem.verifiers._math.notation import Unparsable
-from stratagem.verifiers._math.tree import INFINITY, Node, Sym
+from stratagem.verifiers._math.scalars import order
+from stratagem.verifiers._math.tree import INFINITY, Node, Sym, Undefined, Work, WorkExceeded
 from stratagem.verifiers._math.values import (
     Definition,
     Expression,
@@ -22,6 +23,9 @@ from stratagem.verifiers._math.values import (
 
 MINUS_INFINITY: Final = tree.negate(INFINITY)
 EVERYTHING: Final = (Interval(MINUS_INFINITY, INFINITY, False, False),)
+
+_SET_WORK: Final = 5_000
+"""Steps of `Work` after which a set operation is given up."""
 
 _FLIPPED: Final = {">": "<", ">=": "<="}
 
@@ -156,18 +160,66 @@ def as_region(value: Value) -> Region | None:
 
 def union(source: str, items: Sequence[Value]) -> Region:
     """The union of regions, of one variable where they name it. Raises Unparsable where an item is none."""
-    parts: list[Interval] = []
-    names: set[str] = set()
-    for item in items:
-        region = as_region(item)
-        if region is None:
-            raise Unparsable("a union of what are no regions")
-        parts.extend(region.parts)
-        if region.variable is not None:
-            names.add(region.variable)
+    regions, variable = _regions(items)
+    return Region(source, tuple(part for region in regions for part in region.parts), variable)
+
+
+def reduced(source: str, items: Sequence[Value], difference: bool) -> Region:
+    """What the first region has in common with all others, or with ``difference`` with none of them.
+
+    Raises Unparsable where an item is no region, or where the order of their ends is not known.
+    """
+    (first, *others), variable = _regions(items)
+    if any(
+        tree.free_symbols(end) for region in (first, *others) for part in region.parts for end in part.ends
+    ):
+        raise Unparsable("a set operation on ends with symbols")
+    parts, work = list(first.parts), Work(_SET_WORK)
+    try:
+        for region in others:
+            if difference:
+                for hole in region.parts:
+                    parts = _common(parts, _outside(hole), work)
+            else:
+                parts = _common(parts, region.parts, work)
+    except (Undefined, WorkExceeded):
+        raise Unparsable("a set operation on ends without an order") from None
+    return Region(source, tuple(parts), variable)
+
+
+def _regions(items: Sequence[Value]) -> tuple[list[Region], str | None]:
+    """The items as regions, and the variable that they name."""
+    regions = [region for item in items if (region := as_region(item)) is not None]
+    if len(regions) < len(items):
+        raise Unparsable("a set operation on what are no regions")
+    names = {region.variable for region in regions} - {None}
     if len(names) > 1:
-        raise Unparsable("a union in two variables")
-    return Region(source, tuple(parts), names.pop() if names else None)
+        raise Unparsable("a set operation in two variables")
+    return regions, names.pop() if names else None
+
+
+def _common(one: Sequence[Interval], two: Sequence[Interval], work: Work) -> list[Interval]:
+    """The intersection of two unions, without empty parts."""
+    pairs = ((a, b) for a in one for b in two)
+    return [common for a, b in pairs if (common := _overlap(a, b, work)) is not None]
+
+
+def _overlap(a: Interval, b: Interval, work: Work) -> Interval | None:
+    below, above = order(a.low, b.low, work), order(a.high, b.high, work)
+    low, high = (a.low if below >= 0 else b.low), (a.high if above <= 0 else b.high)
+    low_closed = (a.low_closed or below < 0) and (b.low_closed or below > 0)
+    high_closed = (a.high_closed or above > 0) and (b.high_closed or above < 0)
+    width = order(high, low, work)
+    if width < 0 or (width == 0 and not (low_closed and high_closed)):
+        return None
+    return Interval(low, high, low_closed, high_closed)
+
+
+def _outside(hole: Interval) -> tuple[Interval, ...]:
+    return (
+        Interval(MINUS_INFINITY, hole.low, False, not hole.low_closed),
+        Interval(hole.high, INFINITY, not hole.high_closed, False),
+    )
 
 
 def half_line(region: Region) -> Relation | None:

@@ -78,6 +78,11 @@ class Interval:
     low_closed: bool
     high_closed: bool
 
+    @property
+    def ends(self) -> tuple[Node, Node]:
+        """Low and high."""
+        return self.low, self.high
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
