@@ -6,6 +6,9 @@ import asyncio
 import json
 import math
 import random
+import subprocess
+import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,6 +20,7 @@ import pytest
 
 from stratagem.backends.embedded.tokenizer import Tokenizer
 from stratagem.backends.openai import OpenAIBackend
+from stratagem.backends.vllm.hardware import Hardware
 from stratagem.backends.vllm.plan import plan
 from stratagem.backends.vllm.profiles import DATASTORE, OWN, Workload
 from stratagem.backends.vllm.server import VLLMServer
@@ -142,6 +146,29 @@ def test_the_target_is_read_off_its_own_output_layer() -> None:
         run(main, server)
 
 
+def test_sampling_under_speculation_is_put_right() -> None:
+    """In a process of its own, as it is a worker's: a temperature, a top-k and the mark of greedy requests."""
+    program = """
+from vllm.platforms import current_platform
+current_platform.import_kernels()
+current_platform.register_triton_kernel_overrides()
+import torch
+from vllm.v1.sample.rejection_sampler import expand_batch_to_tokens as expand
+from stratagem.backends.vllm.speculative.sampling import repair
+ends = torch.tensor([1, 3, 3, 6], dtype=torch.int32)
+repair()
+assert not repair(), "it is right now"
+told = expand(torch.tensor([0.5, 1.5, 9.0, 0.0]), ends, 6, replace_from=0, replace_to=1)
+assert told.tolist() == [0.5, 1.5, 1.5, 1.0, 1.0, 1.0], told
+told = expand(torch.tensor([3, 4, 5, 6], dtype=torch.int32), ends, 6)
+assert told.tolist() == [3, 4, 4, 6, 6, 6] and told.dtype == torch.int32, told
+"""
+    if Hardware.detect().device == "gpu":
+        pytest.skip("what is put right is the build for CPUs")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_lookup_proposes_what_vllms_ngram_does() -> None:
     ngram = import_module("vllm.v1.spec_decode.ngram_proposer")
     rng = random.Random(7)
@@ -155,13 +182,15 @@ def test_lookup_proposes_what_vllms_ngram_does() -> None:
             scheduler_config=SimpleNamespace(max_num_seqs=1024),
             parallel_config=SimpleNamespace(tensor_parallel_size=1),
         )
-        theirs = ngram.NgramProposer(config)
+        with warnings.catch_warnings(action="ignore"):  # of numba's, of what it will do in a later version
+            theirs = ngram.NgramProposer(config)
         for kinds in (2, 3, 10):
             texts = [rng.choices(range(kinds), k=rng.randint(2, 50)) for _ in range(60)]
             counts = np.array([len(text) for text in texts])
             tokens = np.zeros((len(texts), longest), np.int32)
             for row, text in enumerate(texts):
                 tokens[row, : len(text)] = text
-            drafts = theirs.propose(depth, [text[-1:] for text in texts], counts, tokens)
+            with warnings.catch_warnings(action="ignore"):
+                drafts = theirs.propose(depth, [text[-1:] for text in texts], counts, tokens)
             ours = PromptLookup(low, high)
             assert drafts == [ours.propose(Context(text), depth).best(depth) for text in texts]
