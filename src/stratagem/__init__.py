@@ -38,13 +38,21 @@ _HOME = {
     "stratagem.strategies.best_first": ("BestFirst",),
     "stratagem.strategies.best_of_n": ("BestOfN",),
     "stratagem.strategies.chain_of_thought": ("ChainOfThought",),
+    "stratagem.strategies.critique_revise": ("CritiqueRevise",),
+    "stratagem.strategies.debate": ("Debate",),
+    "stratagem.strategies.deep_confidence": ("DeepConfidence",),
     "stratagem.strategies.direct": ("Direct",),
     "stratagem.strategies.dvts": ("DVTS",),
+    "stratagem.strategies.dynamic_prompting": ("DynamicPrompting",),
     "stratagem.strategies.early_stopping_consistency": ("EarlyStoppingConsistency",),
     "stratagem.strategies.mcts": ("MCTS",),
     "stratagem.strategies.pruned_best_of_n": ("PrunedBestOfN",),
+    "stratagem.strategies.rpc": ("RPC",),
+    "stratagem.strategies.self_certainty": ("SelfCertainty",),
     "stratagem.strategies.self_consistency": ("SelfConsistency",),
+    "stratagem.strategies.self_refine": ("SelfRefine",),
     "stratagem.strategies.step_best_of_n": ("StepBestOfN",),
+    "stratagem.strategies.tournament": ("Tournament",),
     "stratagem.strategies.weighted_vote": ("WeightedVote",),
     "stratagem.verifiers.choice": ("Choice",),
     "stratagem.verifiers.exact": ("Exact",),
@@ -108,15 +116,23 @@ if TYPE_CHECKING:
     from stratagem.strategies.best_first import BestFirst as BestFirst
     from stratagem.strategies.best_of_n import BestOfN as BestOfN
     from stratagem.strategies.chain_of_thought import ChainOfThought as ChainOfThought
+    from stratagem.strategies.critique_revise import CritiqueRevise as CritiqueRevise
+    from stratagem.strategies.debate import Debate as Debate
+    from stratagem.strategies.deep_confidence import DeepConfidence as DeepConfidence
     from stratagem.strategies.direct import Direct as Direct
     from stratagem.strategies.dvts import DVTS as DVTS
+    from stratagem.strategies.dynamic_prompting import DynamicPrompting as DynamicPrompting
     from stratagem.strategies.early_stopping_consistency import (
         EarlyStoppingConsistency as EarlyStoppingConsistency,
     )
     from stratagem.strategies.mcts import MCTS as MCTS
     from stratagem.strategies.pruned_best_of_n import PrunedBestOfN as PrunedBestOfN
+    from stratagem.strategies.rpc import RPC as RPC
+    from stratagem.strategies.self_certainty import SelfCertainty as SelfCertainty
     from stratagem.strategies.self_consistency import SelfConsistency as SelfConsistency
+    from stratagem.strategies.self_refine import SelfRefine as SelfRefine
     from stratagem.strategies.step_best_of_n import StepBestOfN as StepBestOfN
+    from stratagem.strategies.tournament import Tournament as Tournament
     from stratagem.strategies.weighted_vote import WeightedVote as WeightedVote
     from stratagem.verifiers.choice import Choice as Choice
     from stratagem.verifiers.exact import Exact as Exact

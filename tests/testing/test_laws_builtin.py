@@ -17,6 +17,7 @@ def shipped(family: type[Component]) -> dict[str, type[Component]]:
 
 
 SMALL: dict[str, dict[str, Any]] = {
+    "debate": {"n": 4},
     "step_best_of_n": {"n": 3},
     "beam_search": {"beams": 2, "width": 2},
     "dvts": {"trees": 3, "width": 2},
@@ -40,6 +41,13 @@ STRATEGIES: list[dict[str, Any]] = [
     {"kind": "early_stopping_consistency", "n": 8, "ahead": 3, "posterior": "dirichlet", "equality": "math"},
     {"kind": "pruned_best_of_n", "n": 6, "every": 1, "margin": 0.2},
     {"kind": "pruned_best_of_n", "n": 6, "unit": "token", "checkpoints": (1, 2), "explore": 0.3},
+    {"kind": "rpc", "n": 8, "equality": "math"},
+    {"kind": "deep_confidence", "n": 8, "warmup": 3, "window": 2, "keep": 0.3, "parallel": 2},
+    {"kind": "deep_confidence", "n": 8, "warmup": 3, "window": 2, "ahead": True, "consensus": 2.0},
+    {"kind": "deep_confidence", "n": 6, "warmup": 2, "window": 2, "measure": "tail", "equality": "math"},
+    {"kind": "critique_revise", "rounds": 2, "verifier": "judge"},
+    {"kind": "debate", "n": 3, "equality": "math"},
+    {"kind": "dynamic_prompting", "probe": 2},
     {"kind": "best_of_n", "n": 4, "verifier": {"kind": "all", "parts": ["judge", "step_judge"]}},
 ]
 NEEDED: dict[str, dict[str, Any]] = {
