@@ -84,19 +84,29 @@ class Cursor:
         """Tokens that may come next; the end token where the text may end.
 
         Raises:
-            RuntimeError: the grammar grew beyond the parser's limits.
+            UnsupportedError: the grammar grew beyond the parser's limits.
         """
-        fill_next_token_bitmask(self._matcher, self._bits)
+        try:
+            fill_next_token_bitmask(self._matcher, self._bits)
+        except ValueError as error:
+            raise _beyond(str(error)) from error
         if self._matcher.is_error():
-            raise RuntimeError(f"constraint: {self._matcher.get_error()}")
+            raise _beyond(self._matcher.get_error())
         return np.unpackbits(self._bits.view(np.uint8)[0], bitorder="little").astype(np.bool_)
 
     def advance(self, token: int) -> bool:
         """Go past ``token``; returns whether the text is complete and nothing can follow.
 
         Raises:
-            RuntimeError: the grammar does not allow the token, or grew beyond the parser's limits.
+            UnsupportedError: the grammar does not allow the token, or grew beyond the parser's limits.
         """
         if not self._matcher.consume_token(token):
-            raise RuntimeError(f"constraint: {self._matcher.get_error()}")
+            raise _beyond(self._matcher.get_error())
         return bool(self._matcher.is_stopped())
+
+
+def _beyond(error: str) -> UnsupportedError:
+    """The parser's first line says what is wrong; a dump of its state follows."""
+    return UnsupportedError(
+        f"The constraint cannot be followed: {error.partition(chr(10))[0]}.", remedy="Give a simpler one."
+    )

@@ -20,6 +20,7 @@ from stratagem.backends.embedded.forward import Chunk, Model
 from stratagem.backends.embedded.requests import Delta, Event, Finish, Job, Sample, Spent, Token
 from stratagem.backends.embedded.sampling import best, draw, log_softmax
 from stratagem.backends.embedded.tokenizer import TextStream, Tokenizer
+from stratagem.core.errors import UnsupportedError
 
 Row = NDArray[np.float32]
 
@@ -241,7 +242,7 @@ class Scheduler:
                 continue
             try:
                 masks.append(sequence.cursor.mask() if sequence.cursor else None)
-            except (RuntimeError, ValueError) as error:  # llguidance raises the latter
+            except UnsupportedError as error:
                 self.fail(error, sequence.job)
             else:
                 well.append((sequence, logit_row))
@@ -260,7 +261,7 @@ class Scheduler:
                 sequence.logprobs.append(Token(token, float(row[token]), top))
             try:
                 self._accept(sequence, token)
-            except RuntimeError as error:  # the grammar broke; the others in the batch are well
+            except UnsupportedError as error:  # the grammar broke; the others in the batch are well
                 self.fail(error, sequence.job)
 
     def _accept(self, sequence: _Sequence, token: int) -> None:
