@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from stratagem.cli import main
 from stratagem.core.component import parameter
 from stratagem.core.errors import ConfigurationError, UnknownKindError
 from stratagem.core.protocols import Strategy, Verifier
@@ -71,6 +72,22 @@ def test_files(tmp_path: Path, suffix: str) -> None:
         ({"kind": "test_tuned", "weights": [1, -2]}, r"weights\.1 = -2"),
         ({"kind": "test_tuned", "n": 0, "mode": 3}, r"n = 0.*; mode = 3"),
         ({"kind": "test_tuned", "verifier": {"kind": "exact", "refrence": 1}}, r"unknown key 'refrence'"),
+        ({"kind": "test_tuned", "n": True}, r"n = True: input should be a number, not true or false"),
+        ({"kind": "test_tuned", "weights": [1, False]}, r"weights = .*: input should be a number"),
+        ({"kind": "test_tuned", "verifier": "nope"}, r"wrong\.json: verifier: Unknown verifier 'nope'"),
+        ({"kind": "nope"}, r"wrong\.json: Unknown strategy 'nope'"),
+        (
+            {"kind": "test_tuned", "verifier": {"kind": "all", "parts": ["math", {"kind": "exact", "m": 1}]}},
+            r"wrong\.json: verifier\.parts\.1: exact: unknown key 'm'",
+        ),
+        (
+            {"kind": "test_tuned", "verifier": {"kind": "any", "parts": ["math", "all of them"]}},
+            r"wrong\.json: verifier\.parts\.1: Unknown verifier 'all of them'",
+        ),
+        (
+            {"kind": "test_tuned", "verifier": {"kind": "weighted", "parts": ["math"], "weights": [1, 2]}},
+            r"wrong\.json: verifier: weighted: 1 parts need as many weights, not 2\.",
+        ),
         ({"n": 3}, r"a mapping with a key 'kind'"),
         ([1, 2], r"not \[1, 2\]"),
         (None, r"not None"),
@@ -97,6 +114,13 @@ def test_an_unknown_kind_lists_the_known() -> None:
         ("a.yaml", b"kind: test_tuned\nn: \x02\n", r"a\.yaml:\d+: not YAML"),
         ("a.json", b'{"kind": "test_tuned",\n "n": }', r"a\.json:2: not JSON"),
         ("a.yaml", b"kind: caf\xe9\n", r"a\.yaml is not UTF-8 text \(byte 9\)"),
+        ("a.yaml", b"kind: test_tuned\nn: 3\nn: 5\n", r"a\.yaml:3: not YAML: the key 'n' is there twice"),
+        (
+            "a.yaml",
+            b"kind: test_tuned\nverifier: {kind: exact, kind: math}\n",
+            r"a\.yaml:2: .*'kind' is there twice",
+        ),
+        ("a.json", b'{"kind": "test_tuned", "n": 3, "n": 5}', r"a\.json: the key 'n' is there twice"),
         ("a.yaml", b"", r"not None"),
         ("a.yaml", b"1: 2\nkind: test_tuned\n", r"key '1'|1 = "),
     ],
@@ -106,6 +130,42 @@ def test_broken_files_are_named_with_the_line(tmp_path: Path, name: str, content
     path.write_bytes(content)
     with pytest.raises(ConfigurationError, match=said):
         Strategy.load(path)
+
+
+PLUGINS = """\
+[stratagem.strategies]
+test_missing = no_such_module:Thing
+test_raises = stratagem_test_raises:Thing
+test_misplaced = stratagem.verifiers.exact:Exact
+"""
+
+
+def test_what_cannot_be_imported_or_is_of_another_family_hides_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = tmp_path / "plugins-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: plugins\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(PLUGINS)
+    (tmp_path / "stratagem_test_raises.py").write_text("raise RuntimeError('not today')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"best_of_n", "test_tuned"} <= set(Strategy.kinds())
+    assert {"test_missing", "test_raises", "test_misplaced"}.isdisjoint(Strategy.kinds())
+    why = {kind: str(error) for kind, error in Strategy.unusable().items()}
+    assert "No module named 'no_such_module'" in why["test_missing"]
+    assert "not today" in why["test_raises"]
+    assert (
+        why["test_misplaced"]
+        == "Entry point 'test_misplaced' = stratagem.verifiers.exact:Exact is no strategy."
+    )
+    assert Verifier.unusable() == {}
+    with pytest.raises(ConfigurationError, match="is no strategy"):
+        Strategy.load("test_misplaced")
+    monkeypatch.setattr("sys.argv", ["stratagem", "strategies"])
+    assert main() == 0
+    listed = capsys.readouterr()
+    assert "best_of_n" in listed.out
+    assert listed.err.count("skipped: ") == 3
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

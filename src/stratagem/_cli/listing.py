@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stratagem._cli.console import ACCENT, DIM, STRONG, show, write_line
+from stratagem._cli.console import ACCENT, DIM, STRONG, say_error, show, write_line
 from stratagem.core.component import Component
 from stratagem.core.protocols import Strategy, Verifier
 
@@ -50,6 +50,8 @@ async def list_components(*, as_json: bool) -> int:
         write_line(json.dumps(data, ensure_ascii=False, indent=2))
     else:
         show(*_rendered(families))
+    for error in (*Strategy.unusable().values(), *Verifier.unusable().values()):
+        say_error(str(error), label="skipped")
     return 0
 
 

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 from pydantic.config import JsonDict
 from pydantic_core import CoreSchema, core_schema
 
@@ -48,11 +57,24 @@ class Component(BaseModel):
 
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:
-        """Every known member of the family by kind, imported from its entry point where need be."""
+        """Every known member of the family by kind, imported from its entry point where need be.
+
+        Left out is what cannot be imported: :meth:`unusable` says why.
+        """
+        cls.unusable()
+        return dict(sorted(cls._members.items()))  # type: ignore[arg-type]
+
+    @classmethod
+    def unusable(cls) -> dict[str, ConfigurationError]:
+        """What is wrong with the family's entry points that cannot be used, by kind."""
+        found: dict[str, ConfigurationError] = {}
         for point in entry_points(group=cls.group):
             if point.name not in cls._members:
-                cls._import(point.name)
-        return dict(sorted(cls._members.items()))  # type: ignore[arg-type]
+                try:
+                    cls._import(point.name)
+                except ConfigurationError as error:
+                    found[point.name] = error
+        return found
 
     @classmethod
     def named(cls, kind: str) -> type[Self]:
@@ -71,11 +93,11 @@ class Component(BaseModel):
         for point in entry_points(group=cls.group, name=kind):
             try:
                 member = point.load()
-            except (ImportError, AttributeError) as error:
+            except Exception as error:  # a plug-in's module may do whatever it likes
                 raise ConfigurationError(
                     f"The {cls.family} {kind!r} ({point.value}) cannot be imported: {error}."
                 ) from error
-            if not (isinstance(member, type) and issubclass(member, Component)):
+            if not (isinstance(member, type) and issubclass(member, Component) and member.group == cls.group):
                 raise ConfigurationError(f"Entry point {point.name!r} = {point.value} is no {cls.family}.")
             cls._members[kind] = member
 
@@ -86,31 +108,63 @@ class Component(BaseModel):
         Raises:
             ConfigurationError: naming the key and what is allowed there.
         """
-        if isinstance(source, Path) or (isinstance(source, str) and Path(source).suffix in _SUFFIXES):
+        if isinstance(source, Path) or (isinstance(source, str) and Path(source).suffix in SUFFIXES):
             return cls._build(_read(Path(source)), where=str(source))
         if isinstance(source, str):
             source = {"kind": source}
         return cls._build(source, where=cls.family)
 
     @classmethod
-    def _build(cls, data: Any, *, where: str) -> Self:
+    def _build(cls, data: Any, *, where: str, path: tuple[str, ...] = ()) -> Self:
+        """From data that stands in ``where`` under the keys of ``path``."""
         if isinstance(data, cls):
             return data
+        place = f"{where}: {'.'.join(path)}" if path else where
         if isinstance(data, str):
             data = {"kind": data}
         if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
             raise ConfigurationError(
-                f"In {where}: a {cls.family} is a mapping with a key 'kind', not {_short(data)}.",
+                f"In {place}: a {cls.family} is a mapping with a key 'kind', not {_short(data)}.",
                 remedy="For example: {kind: " + next(iter(cls.kinds()), "...") + "}.",
             )
-        member = cls.named(data["kind"])
-        fields = {key: value for key, value in data.items() if key != "kind"}
+        try:
+            member = cls.named(data["kind"])
+        except ConfigurationError as error:
+            if place == cls.family:
+                raise
+            raise type(error)(f"In {place}: {error.message}", remedy=error.remedy) from error
+        fields = {
+            key: member._with_parts(key, value, where, (*path, str(key)))
+            for key, value in data.items()
+            if key != "kind"
+        }
         try:
             return member.model_validate(fields)
         except ValidationError as error:
             raise ConfigurationError(
-                f"In {where}: {member.kind}: " + "; ".join(_explain(member, e) for e in error.errors()) + "."
+                f"In {place}: {member.kind}: " + "; ".join(_explain(member, e) for e in error.errors()) + "."
             ) from None
+
+    @classmethod
+    def _with_parts(cls, key: Any, value: Any, where: str, path: tuple[str, ...]) -> Any:
+        """A field's data with the components in it built, so that what is wrong with one is said with its path."""
+        field = cls.model_fields.get(key)
+        family = None if field is None else _family(field.annotation)
+        if family is None or value is None:
+            return value
+        if isinstance(value, list | tuple):
+            return [family._build(item, where=where, path=(*path, str(i))) for i, item in enumerate(value)]
+        return family._build(value, where=where, path=path)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        types = set(_types(cls.model_fields[info.field_name or ""].annotation))
+        if bool not in types and not types.isdisjoint({int, float}):
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, bool):  # which pydantic takes for 0 or 1
+                    raise ValueError("input should be a number, not true or false")
+        return value
 
     def dump(self) -> dict[str, Any]:
         """Plain data that :meth:`load` takes: ``kind`` and every field."""
@@ -138,7 +192,20 @@ class Component(BaseModel):
         return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
-_SUFFIXES = {".yaml", ".yml", ".json"}
+SUFFIXES = {".yaml", ".yml", ".json"}  # of the files that load() reads
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
+
+
+def _family(annotation: Any) -> type[Component] | None:
+    """The family whose members a field of that type holds, alone or in a sequence."""
+    found = (t for t in _types(annotation) if isinstance(t, type) and issubclass(t, Component))
+    return next((t for t in found if t.family and "family" in t.__dict__), None)
 
 
 def _read(path: Path) -> Any:
@@ -150,7 +217,7 @@ def _read(path: Path) -> Any:
         raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}).") from None
     if path.suffix == ".json":
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=lambda pairs: _once_each(path, pairs))
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
         except RecursionError:
@@ -158,7 +225,7 @@ def _read(path: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except RecursionError:
         raise ConfigurationError(f"{path} is nested too deeply.") from None
     except yaml.YAMLError as error:
@@ -167,14 +234,46 @@ def _read(path: Path) -> Any:
         raise ConfigurationError(f"{path}:{line}: not YAML: {problem}.") from None
 
 
+def _once_each(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ConfigurationError(f"{path}: the key {twice!r} is there twice.")
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data from YAML. A key that stands twice in a mapping is an error, as YAML has it.
+
+    Raises:
+        yaml.YAMLError: with the line where it knows it.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys: set[tuple[str, str]] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if (key.tag, key.value) in keys:
+                        problem = f"the key {key.value!r} is there twice"
+                        raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                    keys.add((key.tag, key.value))
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _explain(member: type[Component], error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "value"
+    key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}; allowed are {', '.join(sorted(member.model_fields)) or 'none'}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{key} = {_short(error['input'])}: {message[0].lower()}{message[1:]}"
+    said = message[0].lower() + message[1:]
+    return f"{key} = {_short(error['input'])}: {said}" if key else said.rstrip(".")
