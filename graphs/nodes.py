@@ -100,7 +100,8 @@ def node(
     It reads the question (a text, a task or a task's plain data) from ``state[question_key]``, or where there
     is none from the last human message of ``state["messages"]``, to which it then adds the reply. It writes
     the answer as plain data to ``state[answer_key]``, which the state's schema must have
-    (``Answer.model_validate`` reads it back), and sends each trace record to the graph's custom stream.
+    (``Answer.model_validate`` reads it back), and sends each trace record to the graph's custom stream. It is
+    asynchronous: run the graph with ``ainvoke`` or ``astream``, as LangGraph's ``invoke`` raises a TypeError.
 
     Args:
         llm: the model that answers; short for ``models={"policy": llm}``.

@@ -56,6 +56,13 @@ def test_a_node_answers_as_the_strategy_does_alone_and_writes_plain_data() -> No
     assert answer.usage == toy.books.usage
 
 
+def test_a_node_says_that_it_is_asynchronous() -> None:
+    graph = graph_of(node(Direct(), llm=ToyModel()))
+    with pytest.raises(TypeError, match="No synchronous function"):
+        graph.invoke({"question": QUESTION})
+    assert "``ainvoke``" in (node.__doc__ or "")
+
+
 def test_a_node_is_named_after_its_strategy_and_is_one_node() -> None:
     builder = StateGraph(State)
     builder.add_node(node(BestOfN(n=2)))
