@@ -268,9 +268,14 @@ def agent(hardware: Hardware, workload: Workload) -> Profile:
 
 
 def latency(hardware: Hardware, workload: Workload) -> Profile:
-    """Few requests, each as fast as it can be: small batches, and guesses from the prompt (n-grams)."""
+    """Few requests, each as fast as it can be: small batches, and guesses ahead.
+
+    On a GPU from the prompt, by vLLM's own n-grams. On a CPU by methods of this package merged: vLLM's own sample
+    wrongly there, as :mod:`~stratagem.backends.vllm.speculative.sampling` says.
+    """
     seqs = min(workload.concurrency, 8)
-    speculative = None if workload.repeatable else Speculative(method="ngram", depth=4)
+    method: Method = "merged" if hardware.device == "cpu" else "ngram"
+    speculative = None if workload.repeatable else Speculative(method=method, depth=4)
     return _base(hardware, workload).model_copy(
         update={
             "block_size": 32 if hardware.device == "cpu" else 16,

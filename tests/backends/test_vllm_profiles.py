@@ -312,3 +312,8 @@ def test_speculation_is_one_json_value() -> None:
         "prompt_lookup_max": 4,
         "prompt_lookup_min": 2,
     }
+
+
+def test_a_cpu_guesses_by_methods_that_sample_right() -> None:
+    assert Speculative(method="merged") == profile("latency", LAPTOP).speculative
+    assert Speculative(method="ngram") == profile("latency", H100).speculative

@@ -61,6 +61,22 @@ def vllm_serve(
     startup_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="Until it must answer.", rich_help_panel=_SERVER)
     ] = 1800.0,
+    speculative: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="How to guess ahead: ngram, recycling, merged, ...",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    datastore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Past runs for retrieval and merged; see: stratagem vllm datastore.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
     concurrency: Concurrency = 64,
     context: Context = None,
     repeatable: Annotated[
@@ -76,13 +92,13 @@ def vllm_serve(
     """Serve a model until Ctrl-C. Its address goes to standard output, its log to standard error."""
 
     def command() -> Coroutine[Any, Any, int]:
-        from stratagem._cli.vllm import serve
+        from stratagem._cli.vllm import guessing, serve
         from stratagem.backends.vllm.profiles import Workload
 
         return serve(
             model,
             profile,
-            flags or (),
+            [*guessing(speculative, datastore), *(flags or ())],
             workload=Workload(concurrency=concurrency, context=context, repeatable=repeatable),
             host=host,
             port=port,
@@ -110,6 +126,29 @@ def vllm_profiles(
         from stratagem.backends.vllm.profiles import Workload
 
         return profiles(Workload(concurrency=concurrency, context=context), python=python, as_json=as_json)
+
+    finish(command, debug)
+
+
+@vllm_app.command(
+    "datastore",
+    epilog="[dim]$[/dim] stratagem vllm datastore ./model calls.db trace.jsonl --out runs.npz\n\n"
+    "[dim]$[/dim] stratagem vllm serve ./model --speculative retrieval --datastore runs.npz",
+)
+def vllm_datastore(
+    model: Annotated[str, typer.Argument(help="Whose tokens: a folder, or a name on the Hugging Face hub.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Journals, caches, traces, texts.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.", rich_help_panel=OUTPUT)
+    ] = "runs.npz",
+    debug: Debug = False,
+) -> None:
+    """Make a datastore of past runs, out of which a server guesses by retrieval."""
+
+    def command() -> Coroutine[Any, Any, int]:
+        from stratagem._cli.vllm import datastore
+
+        return datastore(model, files, out)
 
     finish(command, debug)
 

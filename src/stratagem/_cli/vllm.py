@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
 
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -15,9 +18,10 @@ from stratagem._cli.console import ACCENT, DIM, STRONG, safe, show, stderr, writ
 from stratagem.backends.vllm._checks import checked
 from stratagem.backends.vllm.hardware import Hardware, Installed
 from stratagem.backends.vllm.plan import Plan, plan
-from stratagem.backends.vllm.profiles import PROFILES, Profile, Workload
+from stratagem.backends.vllm.profiles import DATASTORE, PROFILES, Method, Profile, Speculative, Workload
 from stratagem.backends.vllm.profiles import profile as named
 from stratagem.backends.vllm.server import VLLMServer
+from stratagem.backends.vllm.speculative.past import collected
 from stratagem.core.errors import ConfigurationError, UnavailableError
 
 
@@ -56,6 +60,37 @@ async def serve(
         write_line(server.url)
         code = await server.ended()
     raise UnavailableError(f"vLLM ended by itself with exit code {code}.", remedy="Its log above says why.")
+
+
+def guessing(method: str | None, datastore: str | None) -> list[str]:
+    """The flags of vLLM that stand for a speculative method and a file of past runs.
+
+    Raises:
+        ConfigurationError: there is no such method, or no such file.
+    """
+    flags: list[str] = []
+    if method is not None:
+        known = get_args(Method)
+        if method not in known:
+            raise ConfigurationError(
+                f"There is no speculative method {method!r}.", remedy=f"Known are: {', '.join(known)}."
+            )
+        flags += ["--speculative-config", json.dumps(Speculative.of_config({"method": method}).config())]
+    if datastore is not None:
+        if not Path(datastore).is_file():
+            raise ConfigurationError(
+                f"There is no file {datastore}.", remedy="Make it with: stratagem vllm datastore"
+            )
+        flags += ["--additional-config", json.dumps({DATASTORE: datastore})]
+    return flags
+
+
+async def datastore(model: str, files: Sequence[str], out: str) -> int:
+    """Write a datastore of what is in these files; gives the exit code."""
+    made = await asyncio.to_thread(collected, model, files)
+    made.save(out)
+    write_line(f"{out}: {made.sequences} sequences, {len(made.tokens) - made.sequences} tokens")
+    return 0
 
 
 def tell_log(line: str) -> None:
