@@ -74,4 +74,4 @@ class Math(Verifier):
         _, point, decimals = right.partition(".")
         if not point or not isinstance(exact, Number) or not isinstance(written, Number):
             return False
-        return abs(exact.value - written.value) * 2 * 10 ** len(decimals) <= 1
+        return bool(abs(exact.value - written.value) * 2 * 10 ** len(decimals) <= 1)
