@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 
 from stratagem._cli.app import app, main
+from stratagem._cli.app_calibrate import calibrate
 from stratagem._cli.app_vllm import vllm_app
 
 __all__ = ["main"]
 
+app.command(
+    epilog="[dim]$[/dim] stratagem calibrate gym:words/dev --limit 300 --out tau\n\n"
+    '[dim]$[/dim] stratagem solve -c tau/strategy.yaml "..."'
+)(calibrate)
 app.add_typer(vllm_app, name="vllm")
 
 if __name__ == "__main__":

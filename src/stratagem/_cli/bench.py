@@ -76,6 +76,31 @@ async def bench(
     as_json: bool,
 ) -> int:
     """Run, print the table, write the report, and give the exit code."""
+    results, board, code = await measure(
+        problems, strategies, llm, out=out, seeds=seeds, budget=budget, concurrency=concurrency
+    )
+    summary = await asyncio.to_thread(summarise, results)
+    report = out / _REPORT
+    await asyncio.to_thread(write_report, results, report, summary)
+    if as_json:
+        write_line(json.dumps(_as_data(summary, results, out, report, board.left), ensure_ascii=False))
+    else:
+        show(*rendered(summary, results), Text(), _paths(report, out / RESULTS))
+    rest = report_rest(results, board)
+    return code or rest
+
+
+async def measure(
+    problems: Dataset,
+    strategies: Mapping[str, sg.Strategy],
+    llm: sg.Backend,
+    *,
+    out: Path,
+    seeds: int,
+    budget: sg.Budget | None,
+    concurrency: int,
+) -> tuple[Results, Scoreboard, int]:
+    """Run and show how far it is. What there is then, the scoreboard, and the exit code of an interruption or 0."""
     board = Scoreboard(list(strategies), len(problems) * seeds)
     asked = {(p.id, name, seed) for p in problems for name in strategies for seed in range(seeds)}
 
@@ -110,13 +135,11 @@ async def bench(
         results, code = Results.read(out), INTERRUPTED
     finally:
         await journal.aclose()
-    summary = await asyncio.to_thread(summarise, results)
-    report = out / _REPORT
-    await asyncio.to_thread(write_report, results, report, summary)
-    if as_json:
-        write_line(json.dumps(_as_data(summary, results, out, report, board.left), ensure_ascii=False))
-    else:
-        show(*rendered(summary, results), Text(), _paths(report, out / RESULTS))
+    return results, board, code
+
+
+def report_rest(results: Results, board: Scoreboard) -> int:
+    """Say what was left out, failed or is left, and give the exit code of that."""
     for note in results.skipped:
         say_error(note, label="skipped")
     if results.failed:
@@ -124,7 +147,7 @@ async def bench(
         say_error(f"{count(len(results.failed), 'run')} failed; the same command tries them again: {first}")
     if board.left:
         say_error(f"{board.left} of {board.total} runs are left; the same command goes on", label="stopped")
-    return code or (1 if results.failed else 0)
+    return 1 if results.failed else 0
 
 
 def rendered(summary: Summary, results: Results) -> list[RenderableType]:
@@ -198,14 +221,14 @@ def _as_data(summary: Summary, results: Results, out: Path, report: Path, left: 
         "seeds": list(results.seeds),
         "missing": left,
         "failed": len(results.failed),
-        **_finite(asdict(summary)),
+        **finite(asdict(summary)),
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Plain data with ``None`` for what is not a number, which JSON has no word for."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
