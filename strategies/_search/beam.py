@@ -5,6 +5,7 @@ in the beam for certain is expanded at once, and an expansion none of whose chil
 What is to come is bounded by its parent's bound: with the least or the product of step rewards, the parent's score.
 
 An answer leaves its slot in the beam empty. The search goes on only for what can score more than the best answer.
+Which of the others are still finished depends on timing; those that are given back are the same in any order.
 """
 
 from __future__ import annotations
@@ -48,13 +49,22 @@ class Beam:
         needless, self._needless = self._needless, []
         return needless
 
+    def finished(self) -> Sequence[Node]:
+        return undisputed(self.done)
+
+    def reached(self) -> float:
+        """The score of the best answer so far that will count whatever comes."""
+        # What is to come can lift the last place of the next beam to this, and not higher.
+        scores = [c.score for c in self._known()] + [n.bound for n in self.level for _ in range(n.coming)]
+        full = 0 < self._slots <= len(scores)
+        least = sorted(scores, reverse=True)[self._slots - 1] if full else -1.0
+        sure = [c for node in self.level if node.bound >= least for c in node.children if c.ended]
+        return max((answer.score for answer in (*self.done, *sure)), default=-1.0)
+
     def cut(self, score: float) -> None:
         """Give up what cannot reach this score."""
         self._needless += [node for node in self.level if node.bound < score]
         self.level = [node for node in self.level if node.bound >= score]
-
-    def finished(self) -> Sequence[Node]:
-        return sorted(self.done, key=lambda node: node.rank)
 
     def _known(self) -> list[Node]:
         """What has come of this level, the best first, each text once."""
@@ -73,6 +83,7 @@ class Beam:
     def _decide(self) -> None:
         """Go on to the next level, if this one is decided."""
         while self.level:
+            self.cut(self.reached())
             best = self._known()[: self._slots]
             coming = [node for node in self.level if node.coming]
             least = best[-1].score if len(best) == self._slots else -1.0
@@ -109,11 +120,16 @@ class Forest:
         self._trees[node.lane].told(node)
 
     def needless(self) -> Iterable[Node]:
-        reached = max((node.score for tree in self._trees for node in tree.done), default=-1.0)
+        reached = max(tree.reached() for tree in self._trees)
         for tree in self._trees:
             tree.cut(reached)
             yield from tree.needless()
 
     def finished(self) -> Sequence[Node]:
-        ranked = sorted((node for tree in self._trees for node in tree.done), key=lambda node: node.rank)
-        return [node for node in ranked if node.parent is None or node.parent.bound >= ranked[0].score]
+        return undisputed([node for tree in self._trees for node in tree.done])
+
+
+def undisputed(answers: Sequence[Node]) -> list[Node]:
+    """The answers whose search no better one could have stopped, the best first."""
+    ranked = sorted(answers, key=lambda node: node.rank)
+    return [node for node in ranked if node.parent is None or node.parent.bound >= ranked[0].score]

@@ -67,13 +67,13 @@ async def search(strategy: Stepwise, core: Core, task: Task, run: Run, lanes: in
             child: Node | None = None
             if (partial.written, partial.ended) not in seen:
                 seen.add((partial.written, partial.ended))
-                came(_node(strategy, partial, parent, _UNJUDGED))
+                came(node_of(strategy, partial, parent, _UNJUDGED))
                 try:
                     judged = await strategy.judge(task, own, partial)
                 except BudgetExhausted as error:
                     refused.append(error)
                 else:
-                    child = _node(strategy, judged, parent, strategy.score(judged))
+                    child = node_of(strategy, judged, parent, strategy.score(judged))
                     came(child)
             core.tell(parent, child)
             changed.set()
@@ -99,7 +99,8 @@ async def search(strategy: Stepwise, core: Core, task: Task, run: Run, lanes: in
     return run.propose(answer(finished[0], finished))
 
 
-def _node(strategy: Stepwise, partial: Partial, parent: Node, score: float) -> Node:
+def node_of(strategy: Stepwise, partial: Partial, parent: Node, score: float) -> Node:
+    """A child of ``parent``."""
     return Node(
         partial, score, strategy.bound(partial), parent=parent, lane=parent.lane, logprob=partial.logprob
     )
