@@ -47,7 +47,8 @@ async def solve(
         store: SQLite file or PostgreSQL DSN for checkpoints and the journal of finished calls. With the
             ``run_id`` of an earlier, unfinished run it goes on where that was and pays for no finished call
             twice; so does one that its budget has stopped, under a larger one.
-        trace: collects the events; give it listeners to follow the run.
+        trace: collects the events; give it listeners to follow the run. When the call is cancelled, its
+            ``partial`` is the best answer so far.
 
     Raises:
         ConfigurationError: what was given cannot be used; the message names it.

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from stratagem.testing.server import SimSettings, SimulatedServer
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -58,6 +60,33 @@ def test_solve_prints_the_best_so_far_and_stops_the_engine(start: Start, tmp_pat
             events = [json.loads(line) for line in lines.splitlines()]
             assert (events[-1]["type"], events[-1]["stopped"]) == ("run_finished", "cancelled")
             assert (events[-2]["type"], events[-2]["error"]) == ("call_finished", "CancelledError")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_best_so_far_is_the_strategys_own(start: Start, tmp_path: Path, kept: bool) -> None:
+    store = ("--store", str(tmp_path / "runs.sqlite")) if kept else ()
+
+    async def main() -> None:
+        async with SimulatedServer(SimSettings(per_token=0.05)) as server:
+            told = ("--strategy", "best_of_n", "--set", "n=32", "--base-url", server.url, "--json")
+            process = start("solve", QUESTION, *told, *store)
+            await within(server.until(lambda t: t.finished >= 2))
+            # Judges asked after that have been answered: the client has read the first answers.
+            finished = server.totals().finished
+            await within(server.until(lambda t: t.finished >= finished + 8))
+            process.send_signal(signal.SIGINT)
+            code, out, _ = await ended(process)
+            await within(server.until(lambda t: t.in_flight == 0))
+            assert code == 130
+            answer = json.loads(out)
+            assert answer["stopped"] == "cancelled"
+            judged = [c for c in answer["candidates"] if c["scores"]]
+            assert judged
+            best = max(judged, key=lambda candidate: candidate["scores"]["step_judge"])
+            assert (answer["answer"], answer["text"]) == (best["answer"], best["text"])
+            assert answer["usage"]["tokens"] > 0
 
     asyncio.run(main())
 

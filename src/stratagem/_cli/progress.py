@@ -1,4 +1,4 @@
-"""What a run is doing, told by its trace: for the live line, and for the answer when it is interrupted."""
+"""What a run is doing, told by its trace: for the live line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stratagem._cli.console import ACCENT, DIM, SEPARATOR, count, percent, safe, seconds
-from stratagem.core.backend import Finish
 from stratagem.core.run import POLICY
-from stratagem.core.task import Answer, Candidate, Task
 from stratagem.core.trace import (
     CallFinished,
     CallStarted,
@@ -25,13 +23,12 @@ from stratagem.core.usage import Usage
 
 
 class Progress:
-    """A trace listener that keeps the counts and the best answer so far."""
+    """A trace listener that keeps the counts and what the best answer so far says."""
 
-    def __init__(self, task: Task, label: str) -> None:
-        self._task = task
+    def __init__(self, label: str) -> None:
         self._label = label
         self._began = time.monotonic()
-        self._candidates: list[Candidate] = []
+        self._samples = 0
         self._open: dict[int, int] = {}  # tokens that have arrived, by call in flight
         self._answering: set[int] = set()  # calls in flight whose completions are candidates
         self._spent = Usage()
@@ -47,10 +44,7 @@ class Progress:
                     self._answering.add(call)
             case CompletionArrived() as arrived:
                 self._open[arrived.call] = self._open.get(arrived.call, 0) + arrived.token_count
-                if arrived.call in self._answering:
-                    answer = self._task.extract(arrived.text)
-                    finish: Finish = "length" if arrived.finish == "length" else "stop"
-                    self._candidates.append(Candidate(arrived.text, answer, finish, arrived.token_count))
+                self._samples += arrived.call in self._answering
             case CallFinished() as finished:
                 self._open.pop(finished.call, None)
                 self._answering.discard(finished.call)
@@ -65,7 +59,7 @@ class Progress:
 
     def __rich__(self) -> Padding:
         parts = [
-            count(len(self._candidates), "sample"),
+            count(self._samples, "sample"),
             f"{len(self._open)} in flight",
             count(self._spent.tokens + sum(self._open.values()), "token"),
             seconds(time.monotonic() - self._began),
@@ -85,18 +79,3 @@ class Progress:
                 best.append(f" ({percent(self._best.confidence)})", DIM)
             row.add_row("", best)
         return Padding(row, (0, 2))
-
-    def partial(self, run_id: str) -> Answer:
-        """The best answer so far as that of a cancelled run; without value and candidates if there is none."""
-        value = self._best.value if self._best else None
-        text = next((c.text for c in reversed(self._candidates) if c.answer == value), value or "")
-        return Answer(
-            text=text if self._best else "",
-            value=value,
-            confidence=self._best.confidence if self._best else None,
-            candidates=tuple(self._candidates) if self._best else (),
-            stopped="cancelled",
-            usage=self._spent,
-            seconds=time.monotonic() - self._began,
-            run_id=run_id,
-        )

@@ -53,7 +53,7 @@ async def solve(
 ) -> int:
     """Answer, print, and give the exit code; when cancelled, with the best so far."""
     task = sg.Task.of(question)
-    progress = Progress(task, strategy.kind)
+    progress = Progress(strategy.kind)
     run_id = run_id or new_run_id()
     trace = sg.Trace(listeners=[progress])
     with ExitStack() as stack:
@@ -68,7 +68,8 @@ async def solve(
                 )
             code = 0
         except asyncio.CancelledError:
-            answer, code = progress.partial(run_id), INTERRUPTED
+            answer = trace.partial or sg.Answer(text="", stopped="cancelled", run_id=run_id)
+            code = INTERRUPTED
         except sg.BudgetExhausted as error:
             if store is None:
                 raise

@@ -16,7 +16,7 @@ async def execute(strategy: Strategy, task: Task, run: Run) -> Answer:
     """The strategy's answer, with what the run spent.
 
     Out of budget or time, the best answer proposed so far, marked by ``stopped``. When cancelled it stops the
-    engine and lets the cancellation pass; ``run.best`` still holds the best so far.
+    engine and lets the cancellation pass; ``run.trace.partial`` then holds the best so far, marked in the same way.
 
     Raises:
         BudgetExhausted: nothing had been proposed when the budget ran out.
@@ -36,21 +36,22 @@ async def execute(strategy: Strategy, task: Task, run: Run) -> Answer:
             _finished(run, "budget", started)
             raise
         answer, stopped = run.best, "budget"
+    except asyncio.CancelledError:
+        event = _finished(run, "cancelled", started)
+        run.trace.partial = _with_cost(run.best or Answer(text=""), "cancelled", event, run)
+        raise
     except BaseException as error:
-        _finished(run, "cancelled" if isinstance(error, asyncio.CancelledError) else "failed", started, error)
+        _finished(run, "failed", started, error)
         raise
     if run.ledger.refused:
         stopped = "deadline" if run.ledger.time_is_up else "budget"
     run.best = answer
-    event = _finished(run, stopped, started)
-    return answer.model_copy(
-        update={
-            "stopped": stopped,
-            "usage": event.usage,
-            "seconds": event.seconds,
-            "run_id": run.run_id,
-        }
-    )
+    return _with_cost(answer, stopped, _finished(run, stopped, started), run)
+
+
+def _with_cost(answer: Answer, stopped: Stopped, event: RunFinished, run: Run) -> Answer:
+    told = {"stopped": stopped, "usage": event.usage, "seconds": event.seconds, "run_id": run.run_id}
+    return answer.model_copy(update=told)
 
 
 def _finished(run: Run, stopped: str, started: float, error: BaseException | None = None) -> RunFinished:

@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from stratagem.core.errors import StoreError
 from stratagem.core.usage import Usage
+
+if TYPE_CHECKING:
+    from stratagem.core.task import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ class Trace:
     run_id: str = ""
     records: list[Record] = field(default_factory=list)
     listeners: list[Callable[[Record], None]] = field(default_factory=list)
+    partial: Answer | None = None  # what a cancelled run had: its best so far (empty if none) with its cost
     _calls: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def next_call(self) -> int:
