@@ -333,6 +333,7 @@ def _common(found: Sequence[Capabilities]) -> Capabilities:
         first,
         context=min(contexts) if contexts else None,
         n=all(caps.n for caps in found),
+        one_call=False,  # what is left of a request that moves may be in pieces
         seed=all(caps.seed for caps in found),
         logprobs=min(caps.logprobs for caps in found),
         prompt_logprobs=all(caps.prompt_logprobs for caps in found),

@@ -49,7 +49,7 @@ class Recorded(Replaying):
 
     async def capabilities(self) -> Capabilities:
         """The recorded backend's."""
-        caps = await self.inner.capabilities()
+        caps = await super().capabilities()
         if self._recording and _ABOUT not in self._lines:
             about = {**asdict(caps), "constraints": sorted(caps.constraints)}
             await self.remember({_ABOUT: json.dumps({"name": self.name, "capabilities": about})})

@@ -77,8 +77,8 @@ class Replaying(ABC):
         return self.inner.name
 
     async def capabilities(self) -> Capabilities:
-        """The wrapped backend's."""
-        return await self.inner.capabilities()
+        """The wrapped backend's; but what is not remembered may be asked for in several calls."""
+        return replace(await self.inner.capabilities(), one_call=False)
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         """The wrapped backend's."""

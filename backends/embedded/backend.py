@@ -154,6 +154,7 @@ class EmbeddedBackend:
             model=self._model,
             context=config.context,
             n=True,
+            one_call=True,
             seed=True,
             logprobs=config.vocabulary,
             prompt_logprobs=True,

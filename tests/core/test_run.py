@@ -17,6 +17,7 @@ from stratagem.core.budget import Budget, Ledger
 from stratagem.core.errors import (
     BackendError,
     BudgetExhausted,
+    ConfigurationError,
     ProtocolError,
     StrategyError,
     UnsupportedError,
@@ -27,7 +28,7 @@ from stratagem.core.protocols import Strategy, Verdict, Verifier
 from stratagem.core.run import JUDGE, POLICY, Run, Sampling
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.core.trace import CallFinished, CallStarted, CompletionArrived, RunFinished, Trace, Verified
-from stratagem.core.usage import Meter, Usage
+from stratagem.core.usage import Meter, Prices, Usage
 from stratagem.testing.faults import Failing
 from stratagem.testing.loops import run
 from stratagem.testing.toy import CAPABLE, ToyModel, ToyStream, jittered
@@ -60,6 +61,81 @@ def test_sampling_is_the_models_distribution_and_costs_what_it_costs() -> None:
     assert abs(share - 0.75) < 3 * math.sqrt(0.75 * 0.25 / 2000)
     # One prompt, and for each completion its word and its end.
     assert outer.ledger.spent == Usage(toy.prompt_tokens(TASK), 4000, calls=1) == toy.books.usage
+
+
+def test_siblings_that_are_one_call_need_no_budget_for_more() -> None:
+    apart = ToyModel(
+        capabilities=replace(CAPABLE, one_call=False)
+    )  # it might have sent the first two on their own
+    for toy, drawn, calls in ((ToyModel(), 16, 1), (apart, 3, 2)):
+        outer = of(toy, Budget(calls=2))
+        assert len(run(outer.sample(TASK, 16, sampling=SHORT))) == drawn
+        assert outer.ledger.spent.calls == toy.books.usage.calls == calls
+        assert outer.ledger.idle
+
+
+def test_one_call_for_siblings_is_never_overspent() -> None:
+    toy = ToyModel()
+    outer = of(toy, Budget(calls=3, tokens=10_000))
+
+    async def main() -> list[object]:
+        asked = (outer.sample(f"Question {i}", 8, sampling=SHORT) for i in range(9))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    ended = run(main())
+    assert sum(isinstance(each, BudgetExhausted) for each in ended) == 6
+    assert outer.ledger.spent.calls == toy.books.usage.calls == 3
+
+
+PRICED = replace(CAPABLE, prices=Prices(prompt=1e6, completion=1e6))  # 1 a token
+
+
+def test_a_budget_of_money_needs_a_price() -> None:
+    with pytest.raises(ConfigurationError, match=r"toy has no prices.*money.*--price-in"):
+        run(of(ToyModel(), Budget(money=5)).sample(TASK))
+    with pytest.raises(ConfigurationError, match="toy has no prices"):
+        run(of(ToyModel(), Budget(money=5)).score(TASK, ["yes"]))
+    paid, free = ToyModel(capabilities=PRICED), ToyModel()
+    both = Run({POLICY: paid, JUDGE: free}, ledger=Ledger(Budget(money=100)))
+
+    async def main() -> None:
+        await both.sample(TASK, sampling=SHORT)
+        await both.choose(TASK, ["yes", "no"])  # costs nothing, which is fine beside one that does
+
+    run(main())
+    assert 0 < both.ledger.spent.money == paid.books.usage.tokens <= 100
+    assert free.books.usage.calls > 0
+
+
+@pytest.mark.parametrize("proposes", [True, False])
+def test_a_cancelled_run_leaves_its_best_so_far_in_the_trace(proposes: bool) -> None:
+    class Slow(Strategy):
+        kind: ClassVar[str] = "test_slow"
+
+        async def __call__(self, task: Task, run: Run) -> Answer:
+            first, second = await run.sample(task, 2, sampling=SHORT)
+            if proposes:
+                run.propose(Answer.of(first.scored(judge=0.9), (first.scored(judge=0.9), second), 0.9))
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def main() -> tuple[Answer, Run]:
+        outer = of(ToyModel(), run_id="r1")
+        asked = asyncio.create_task(execute(Slow(), TASK, outer))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert outer.trace.partial is not None
+        return outer.trace.partial, outer
+
+    partial, outer = run(main())
+    assert (partial.stopped, partial.run_id, partial.usage) == ("cancelled", "r1", outer.ledger.spent)
+    assert partial.usage.tokens > 0
+    assert len(partial.candidates) == (2 if proposes else 0)
+    assert partial.text == (partial.candidates[0].text if proposes else "")
+    assert [c.scores for c in partial.candidates] == ([{"judge": 0.9}, {}] if proposes else [])
 
 
 def test_candidates_carry_answer_logprob_and_prompt() -> None:

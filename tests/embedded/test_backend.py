@@ -14,14 +14,18 @@ import pytest
 from stratagem.backends.embedded.backend import MINI, EmbeddedBackend
 from stratagem.backends.embedded.engine import Engine
 from stratagem.core.backend import Backend, Constraint, Message, Request, ScoreRequest, Stream
+from stratagem.core.budget import Budget, Ledger
 from stratagem.core.errors import (
     BackendError,
+    BudgetExhausted,
     ConfigurationError,
     ContextLengthError,
     RejectedError,
     UnavailableError,
     UnsupportedError,
 )
+from stratagem.core.run import Run, Sampling
+from stratagem.core.task import Task
 from stratagem.core.usage import Meter, Usage
 from stratagem.testing import laws
 
@@ -275,6 +279,35 @@ def test_an_engine_failure_is_a_backend_error(folder: Path, monkeypatch: pytest.
                     with pytest.raises(BackendError, match="no room"):
                         await consume(stream)
             assert (await backend.generate(Request(ASK, max_tokens=1))).completions
+
+    asyncio.run(main())
+
+
+def test_a_constraint_beyond_the_parser_is_unsupported(folder: Path) -> None:
+    async def main() -> None:
+        async with opened(folder) as backend:
+            request = Request(ASK, n=2, constraint=Constraint("regex", "(a{1000}){1000}"))
+            with pytest.raises(UnsupportedError, match=r"cannot be followed: [^\n]*\. Give a simpler one\.$"):
+                await backend.generate(request)
+            with pytest.raises(UnsupportedError):
+                async with backend.stream(request) as stream:
+                    [_ async for _ in stream]
+            assert_idle(backend)
+
+    asyncio.run(main())
+
+
+def test_siblings_are_one_call_of_the_budget(folder: Path) -> None:
+    async def main() -> None:
+        async with opened(folder) as backend:
+            run = Run({"policy": backend}, ledger=Ledger(Budget(calls=2)))
+            drawn = await run.sample(Task.of("How many?"), 16, sampling=Sampling(max_tokens=4))
+            assert len(drawn) == 16
+            scored = await run.score("How many?", ["one", "two", "three"])
+            assert len(scored.scores) == 3
+            assert run.ledger.spent.calls == 2
+            with pytest.raises(BudgetExhausted):
+                await run.sample("And now?", sampling=Sampling(max_tokens=4))
 
     asyncio.run(main())
 

@@ -44,6 +44,19 @@ Limit = Annotated[
         rich_help_panel=_LIMITS,
     ),
 ]
+PriceIn = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        min=0,
+        help="Money per million tokens of prompt on that server, for --budget money=N.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+PriceOut = Annotated[
+    float | None,
+    typer.Option(metavar="X", min=0, help="The same of answers.", rich_help_panel=_LIMITS),
+]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)
 ]
@@ -116,6 +129,8 @@ def solve(
     model: Model = None,
     api_key_env: KeyEnv = None,
     budget: Limit = None,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
     seed: Annotated[
         int, typer.Option(help="The same seed gives the same answer.", rich_help_panel=_LIMITS)
     ] = 0,
@@ -145,7 +160,7 @@ def solve(
     """Answer one question."""
 
     def command() -> Coroutine[Any, Any, int]:
-        from stratagem._cli.settings import build_strategy, connect, read_question, using
+        from stratagem._cli.settings import build_strategy, config_file, connect, read_question, using
         from stratagem._cli.solve import solve as run
         from stratagem.core.budget import Budget
 
@@ -157,7 +172,8 @@ def solve(
             raise ConfigurationError(
                 "--run-id needs --store.", remedy="Name the file that the run is kept in."
             )
-        chosen = build_strategy(config or strategy or "self_consistency", settings or ())
+        source = strategy or "self_consistency" if config is None else config_file(config)
+        chosen = build_strategy(source, settings or ())
         limits = None if budget is None else Budget.parse(budget)
         answer = partial(
             run,
@@ -170,7 +186,7 @@ def solve(
             as_json=as_json,
             trace_file=trace,
         )
-        return using(connect(base_url, model, api_key_env), answer)
+        return using(connect(base_url, model, api_key_env, price_in, price_out), answer)
 
     finish(command, debug)
 
@@ -233,6 +249,8 @@ def bench(
     model: Model = None,
     api_key_env: KeyEnv = None,
     budget: Limit = None,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
     concurrency: Annotated[
         int, typer.Option(metavar="N", min=1, help="Runs at the same time.", rich_help_panel=_LIMITS)
     ] = 16,
@@ -263,7 +281,7 @@ def bench(
             concurrency=concurrency,
             as_json=as_json,
         )
-        return using(connect(base_url, model, api_key_env), compare)
+        return using(connect(base_url, model, api_key_env, price_in, price_out), compare)
 
     finish(command, debug)
 

@@ -10,9 +10,10 @@ from types import NoneType
 from typing import Any, get_args
 
 from stratagem.core.backend import Backend
-from stratagem.core.component import Component
+from stratagem.core.component import SUFFIXES, Component, parse_yaml
 from stratagem.core.errors import ConfigurationError, DataError
 from stratagem.core.protocols import Strategy
+from stratagem.core.usage import Prices
 
 _NONE = {"none", "null"}
 
@@ -43,16 +44,30 @@ def read_question(argument: str) -> str:
     return question
 
 
-def connect(base_url: str | None, model: str | None, api_key_env: str | None) -> Backend:
-    """The backend that the model options name.
+def connect(
+    base_url: str | None,
+    model: str | None,
+    api_key_env: str | None,
+    price_in: float | None = None,
+    price_out: float | None = None,
+) -> Backend:
+    """The backend that the model options name; prices are per million tokens of prompt and of completion.
 
     Raises:
         ConfigurationError: the environment variable is not set, or an option cannot be used.
     """
     import stratagem as sg
 
+    priced: dict[str, Any] = {}
+    if price_in is not None or price_out is not None:
+        if base_url is None:
+            raise ConfigurationError(
+                "The shipped model costs no money.",
+                remedy="Leave out --price-in and --price-out, or give --base-url.",
+            )
+        priced["prices"] = Prices(price_in or 0.0, price_out or 0.0)
     if api_key_env is None:
-        return sg.connect(base_url, model=model)
+        return sg.connect(base_url, model=model, **priced)
     key = os.environ.get(api_key_env)
     if not key:
         raise ConfigurationError(
@@ -62,7 +77,7 @@ def connect(base_url: str | None, model: str | None, api_key_env: str | None) ->
         raise ConfigurationError(
             "The shipped model takes no API key.", remedy="Leave out --api-key-env, or give --base-url."
         )
-    return sg.connect(base_url, model=model, api_key=key)
+    return sg.connect(base_url, model=model, api_key=key, **priced)
 
 
 async def using(llm: Backend, command: Callable[[Backend], Awaitable[int]]) -> int:
@@ -71,6 +86,20 @@ async def using(llm: Backend, command: Callable[[Backend], Awaitable[int]]) -> i
         return await command(llm)
     finally:
         await llm.aclose()
+
+
+def config_file(name: str) -> str:
+    """What ``--config`` names.
+
+    Raises:
+        ConfigurationError: it can be no file with a strategy.
+    """
+    if Path(name).suffix not in SUFFIXES or Path(name).is_dir():
+        raise ConfigurationError(
+            f"--config {name!r} is no file that ends in .yaml, .yml or .json.",
+            remedy="Name a file with a strategy; a strategy by its name goes after --strategy.",
+        )
+    return name
 
 
 def build_strategy(source: str, settings: Sequence[str] = ()) -> Strategy:
@@ -82,11 +111,7 @@ def build_strategy(source: str, settings: Sequence[str] = ()) -> Strategy:
     Raises:
         ConfigurationError: naming the key and what is allowed there.
     """
-    data = (
-        Strategy.load(source).dump()
-        if Path(source).suffix in {".yaml", ".yml", ".json"}
-        else {"kind": source}
-    )
+    data = Strategy.load(source).dump() if Path(source).suffix in SUFFIXES else {"kind": source}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip("."):
@@ -133,7 +158,9 @@ def _decode(value: str, annotation: Any) -> Any:
         import yaml
 
         try:
-            return yaml.safe_load(value)
+            return parse_yaml(value)
         except yaml.YAMLError:
-            raise ConfigurationError(f"{value!r} is not YAML.", remedy="Close its brackets.") from None
+            raise ConfigurationError(
+                f"{value!r} is not YAML.", remedy="Close its brackets, and name each key once."
+            ) from None
     return value  # pydantic types it by the field

@@ -167,6 +167,9 @@ class Capabilities:
     model: str
     context: int | None = None  # tokens of prompt and completion together; None: unknown
     n: bool = False
+    one_call: bool = (
+        False  # n siblings, or continuations to score, are never more than one call of Usage.calls
+    )
     seed: bool = False
     logprobs: int = 0  # how many top log-probabilities it gives at most; -1: none at all
     prompt_logprobs: bool = False  # score() works

@@ -29,9 +29,13 @@ class Budget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int | None = Field(default=None, ge=0)  # prompt and completion tokens together
-    calls: int | None = Field(default=None, ge=0)  # requests sent
+    calls: int | None = Field(default=None, ge=0)
+    """Requests sent. A call of n samples holds one where the backend says so (``Capabilities.one_call``, as the
+    embedded engine does); else n, since a server may be sent each sample on its own, until it has ended."""
     seconds: float | None = Field(default=None, ge=0)  # wall time
-    money: float | None = Field(default=None, ge=0)  # by the backend's price list
+    money: float | None = Field(
+        default=None, ge=0
+    )  # by the price lists of the backends, one of which must have one
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -75,6 +79,9 @@ class Amount:
         return Amount(self.tokens - other.tokens, self.calls - other.calls, self.money - other.money)
 
 
+_NOTHING = Amount()
+
+
 def _charge(usage: Usage) -> Amount:
     return Amount(usage.tokens + usage.uncertain_tokens, usage.calls, usage.money)
 
@@ -94,7 +101,7 @@ class Reservation:
 
     def settle(self, usage: Usage) -> None:
         """Replace the hold by what was spent. A second call settles nothing more."""
-        hold, self.amount = self.amount, Amount()
+        hold, self.amount = self.amount, _NOTHING
         self.ledger._settle(hold, usage)
 
     def extend(self, amount: Amount) -> bool:
@@ -175,6 +182,11 @@ class Ledger:
             ledger.budget.tokens is not None or ledger.budget.money is not None for ledger in self._chain()
         )
 
+    @property
+    def limits_money(self) -> bool:
+        """Whether a limit here or around is one of money."""
+        return any(ledger.budget.money is not None for ledger in self._chain())
+
     def tokens_unspent(self) -> int | None:
         """Tokens not spent yet, here and around, reserved ones included; ``None`` without a limit."""
         left = [
@@ -184,12 +196,12 @@ class Ledger:
         ]
         return max(0, min(left)) if left else None
 
-    def affordable(self, each: Amount, most: int) -> int:
-        """The largest k <= ``most`` for which ``k * each`` fits now; 0 if none does."""
+    def affordable(self, each: Amount, most: int, *, once: Amount = _NOTHING) -> int:
+        """The largest k <= ``most`` for which ``once + k * each`` fits now; 0 if none does."""
         low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2
-            if self._fits(each * middle):
+            if self._fits(once + each * middle):
                 low = middle
             else:
                 high = middle - 1

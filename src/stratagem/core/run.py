@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from stratagem.core.backend import (
     Backend,
+    Capabilities,
     Chunk,
     Completion,
     Constraint,
@@ -33,6 +34,7 @@ from stratagem.core.budget import Amount, Budget, Ledger, Reservation, holding
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import (
     BudgetExhausted,
+    ConfigurationError,
     ProtocolError,
     UnsupportedError,
     VerifierError,
@@ -50,7 +52,7 @@ from stratagem.core.trace import (
     Verified,
     tracing,
 )
-from stratagem.core.usage import Meter
+from stratagem.core.usage import Meter, Prices
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -246,14 +248,15 @@ class Run:
         """Log-probabilities of the tokens of each continuation, each on its own."""
         backend = self.model(role)
         messages = as_messages(prompt)
-        if not (await backend.capabilities()).prompt_logprobs:
+        caps = await self._capabilities(role)
+        if not caps.prompt_logprobs:
             raise UnsupportedError(f"{backend.name} cannot score given continuations.")
         # One token per byte is the most a byte-level vocabulary can need.
         longest = sum(len(text.encode()) + 1 for text in continuations)
         prompt_tokens = await self._count(messages, role)
-        prices = (await backend.capabilities()).prices
         tokens = prompt_tokens * len(continuations) + longest
-        amount = Amount(tokens, len(continuations), prices.of(tokens, len(continuations)))
+        calls = 1 if caps.one_call else len(continuations)
+        amount = Amount(tokens, calls, caps.prices.of(tokens, len(continuations)))
         reservation = await self.ledger.reserve(amount)
         with self._call("score", role, len(continuations), reservation) as call:
             scoring = await backend.score(ScoreRequest(messages, tuple(continuations)), call.meter)
@@ -362,8 +365,7 @@ class Run:
 
         With ``shrink`` a budget that holds no whole completion gives a shorter one.
         """
-        backend = self.model(role)
-        caps = await backend.capabilities()
+        caps = await self._capabilities(role)
         prompt_tokens = await self._count(request.messages, role)
         max_tokens = request.max_tokens
         if caps.context is not None and caps.exact_count and prompt_tokens < caps.context:
@@ -371,10 +373,11 @@ class Run:
         while True:
             # A backend may send siblings as separate requests: each may pay for the prompt.
             money = caps.prices.of(prompt_tokens, max_tokens)
-            each = Amount(prompt_tokens + max_tokens, 1, money)
-            n = max(1, self.ledger.affordable(each, request.n))
+            once = Amount(calls=int(caps.one_call))
+            each = Amount(prompt_tokens + max_tokens, 1 - once.calls, money)
+            n = max(1, self.ledger.affordable(each, request.n, once=once))
             try:
-                reservation = await self.ledger.reserve(each * n)
+                reservation = await self.ledger.reserve(once + each * n)
             except BudgetExhausted:
                 left = self.ledger.tokens_unspent()
                 if not shrink or left is None or not prompt_tokens < left < each.tokens:
@@ -382,6 +385,23 @@ class Run:
                 max_tokens = left - prompt_tokens
                 continue
             return replace(request, n=n, max_tokens=max_tokens), reservation
+
+    async def _capabilities(self, role: str) -> Capabilities:
+        """What the role's backend can do.
+
+        Raises:
+            ConfigurationError: money is limited and no model has a price.
+        """
+        caps = await self.model(role).capabilities()
+        if self.ledger.limits_money and caps.prices == Prices():
+            others = [await backend.capabilities() for backend in self.models.values()]
+            if all(other.prices == Prices() for other in others):
+                raise ConfigurationError(
+                    f"{caps.model} has no prices: a budget of money would limit nothing.",
+                    remedy="Limit tokens, calls or seconds, or give a server's prices (on the command line "
+                    "--price-in and --price-out; else prices=Prices(...) to connect).",
+                )
+        return caps
 
     async def _count(self, messages: Sequence[Message], role: str) -> int:
         """Tokens of the prompt, where a limit depends on them: counting may be a request to the server."""

@@ -39,6 +39,7 @@ Pace = Callable[[Request | ScoreRequest], Awaitable[object]]
 CAPABLE = Capabilities(
     model="toy",
     n=True,
+    one_call=True,
     seed=True,
     logprobs=20,
     prompt_logprobs=True,

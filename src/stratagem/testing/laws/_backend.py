@@ -105,6 +105,10 @@ class _Battery:
         generation = await self.backend.generate(request, meter)
         require(meter.usage == generation.usage, law, f"{when} usage {generation.usage}, meter {meter.usage}")
         self._settled(when or "after generate", before, meter)
+        calls = meter.usage.calls
+        require(
+            calls <= 1 or not self.able.one_call, "one call is one call", f"n={request.n} were {calls} calls"
+        )
         law = "n completions, in order of index"
         indexes = [c.index for c in generation.completions]
         require(indexes == list(range(request.n)), law, f"asked for {request.n}, got {indexes}")
