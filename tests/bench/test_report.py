@@ -1,5 +1,6 @@
 """The report and the plot: what a reader sees, on a page that fetches nothing."""
 
+import io
 import math
 import re
 import sys
@@ -8,13 +9,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from stratagem._cli.bench import rendered as bench_rendered
 from stratagem.bench.data import Problem
 from stratagem.bench.plot import draw, pareto_front, save_plot, svg
 from stratagem.bench.report import render, write_report
 from stratagem.bench.results import Cell, Results, Sample
 from stratagem.bench.statistics import Estimate
-from stratagem.bench.summary import Cost, Row, Summary, summarise
+from stratagem.bench.summary import Cost, Difference, Row, Summary, summarise
 from stratagem.core.errors import ConfigurationError, StoreError
 from stratagem.core.task import Task
 from stratagem.core.usage import Usage
@@ -138,10 +141,47 @@ def test_failures_gaps_and_skipped_lines_are_not_hidden() -> None:
     found = results([broken, *ONE[1:]], VOTE[:30], skipped=("x.jsonl:3: not JSON",))
     shown = "".join(Page(render(found, summarise(found))).text)
     assert "1 run failed and counts as wrong" in shown
+    assert "1 broken line of the data was left out" in shown
     assert "BackendError: down" in shown
-    assert "10 runs" in shown
+    assert "10 runs are missing" in shown
     assert "x.jsonl:3: not JSON" in shown
-    assert "missing" in shown
+
+
+def test_before_all_runs_are_there_none_is_the_best() -> None:
+    whole, cut = results(ONE, VOTE), results(ONE, VOTE[:39])
+    pages = [render(found, summarise(found)) for found in (whole, cut)]
+    assert ["on the same problems.</p>" in page for page in pages] == [True, False]
+    assert ['class="best"' in page for page in pages] == [True, False]
+    shown = "".join(Page(pages[1]).text)
+    assert "1 run is missing: the bench is not finished" in shown
+    assert "<b>vote</b>" not in pages[1].partition("<h2>")[0]
+
+
+def test_no_difference_has_no_sign_and_what_never_ran_is_unknown() -> None:
+    same = results(ONE, cells("again", [cell.correct for cell in ONE], 30))
+    summary = summarise(same)
+    # As the lead turns a difference round it negates its zeros.
+    shown = "".join(
+        Page(render(same, replace(summary, differences=tuple(map(turned, summary.differences))))).text
+    )
+    assert "+0.0 points [+0.0, +0.0]" in shown
+    assert "-0.0" not in shown
+    only = results(ONE, VOTE, cells={cell.key: cell for cell in ONE})
+    row = "".join(Page(render(only, summarise(only))).text)
+    assert "unknown" in row
+    assert "nan" not in row.partition("Problems")[0]
+    console = Console(width=200, file=io.StringIO())
+    console.print(*bench_rendered(summarise(only), only))
+    console.print(*bench_rendered(summary, same))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "nan" not in printed
+    assert printed.count("unknown") >= 4
+    assert "-0.0" not in printed
+
+
+def turned(d: Difference) -> Difference:
+    e = d.accuracy
+    return replace(d, a=d.b, b=d.a, accuracy=Estimate(-e.value, -e.high, -e.low, e.size))
 
 
 def test_a_bench_with_nothing_finished_still_gives_a_page(tmp_path: Path) -> None:

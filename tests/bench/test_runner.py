@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +15,9 @@ from stratagem.bench.results import Results
 from stratagem.bench.runner import Progress, run_bench
 from stratagem.bench.summary import summarise
 from stratagem.core.backend import Backend, Request, ScoreRequest
-from stratagem.core.budget import Budget
+from stratagem.core.budget import Amount, Budget
 from stratagem.core.errors import (
+    BudgetExhausted,
     ConfigurationError,
     DataError,
     StoreError,
@@ -219,15 +221,53 @@ def test_a_server_that_is_gone_ends_the_bench(tmp_path: Path) -> None:
 
 
 def test_out_of_budget_is_an_outcome_and_not_tried_again(tmp_path: Path) -> None:
-    tight = Budget(tokens=3)  # less than any prompt
-    results = bench(tmp_path, budget=tight)
-    assert {cell.stopped for cell in results.cells.values()} == {"budget"}
+    short, long = (
+        questions(3),
+        [replace(p, task=Task.of(f"{p.task.question} {'so ' * 99}")) for p in questions(6)],
+    )
+    problems = [*short, *long[3:]]
+    tight = Budget(tokens=60)  # more than a short prompt, less than a long one
+    results = bench(tmp_path, problems=problems, budget=tight)
+    stopped = [results.cells[p.id, "one", 0].stopped for p in problems]
+    assert stopped[3:] == ["budget"] * 3
     assert not results.failed
-    assert summarise(results).row("one").cut_short == 6
+    assert summarise(results).row("one").cut_short == stopped.count("budget")
     model = ToyModel()
-    bench(tmp_path, budget=tight, model=model)
+    bench(tmp_path, problems=problems, budget=tight, model=model)
     assert model.books.usage.calls == 0
     assert set(keys(tmp_path).values()) == {1}
+
+
+@pytest.mark.parametrize("tight", [Budget(tokens=3), Budget(calls=0), Budget(seconds=0)])
+def test_a_budget_that_admits_no_call_is_an_error_and_no_accuracy(tmp_path: Path, tight: Budget) -> None:
+    for _ in range(2):  # and no outcome that the folder would remember
+        with pytest.raises(
+            BudgetExhausted, match="No run of 'one' could pay for a call: The budget is exhausted"
+        ):
+            bench(tmp_path, budget=tight)
+    assert not bench(
+        tmp_path, budget=Budget(tokens=3000)
+    ).failed  # a folder without results takes other settings
+    with pytest.raises(ConfigurationError, match=r"budget\.tokens is 3000 there"):
+        bench(tmp_path, budget=tight)
+
+
+def test_a_strategy_that_the_budget_starves_leaves_the_others_results(tmp_path: Path) -> None:
+    strategies = {"one": ChainOfThought(), "many": Dear()}
+    with pytest.raises(BudgetExhausted, match="No run of 'many'"):
+        bench(tmp_path, strategies=strategies, budget=Budget(calls=1))
+    assert {key[1] for key in keys(tmp_path)} == {"one"}
+    assert len(keys(tmp_path)) == 6
+
+
+class Dear(Strategy):
+    """Wants more at once than it may have."""
+
+    kind: ClassVar[str] = "test_dear"
+
+    async def __call__(self, task: Task, run: Run) -> Answer:
+        await run.ledger.reserve(Amount(calls=2))
+        raise AssertionError
 
 
 def test_a_folder_does_not_mix_settings(tmp_path: Path) -> None:

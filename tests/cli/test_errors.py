@@ -41,6 +41,10 @@ def assert_told(done: CompletedProcess[str], *words: str) -> None:
         ((*ASK, "--set", "n.kind=3"), ("no part 'n'",)),
         ((*ASK, "-s", "best_of_n", "--set", "verifier=oracle"), ("Unknown verifier 'oracle'", "step_judge")),
         ((*ASK, "-s", "best_of_n", "-c", "x.yaml"), ("--strategy and --config", "one of them")),
+        ((*ASK, "--config", "/tmp"), ("--config '/tmp' is no file", ".yaml", "--strategy")),
+        ((*ASK, "--config", "best_of_n"), ("--config 'best_of_n' is no file", ".json", "--strategy")),
+        ((*ASK, "--set", "equality={kind: exact, kind: math}"), ("name each key once",)),
+        ((*ASK, "--budget", ","), ("The budget is empty", "tokens, calls, seconds, money")),
         ((*ASK, "--config", "no-such.yaml"), ("Cannot read no-such.yaml", "No such file")),
         ((*ASK, "--budget", "token=3"), ("Unknown budget key 'token'", "tokens, calls, seconds, money")),
         ((*ASK, "--budget", "tokens=x"), ("tokens='x'", "tokens=20000")),
@@ -48,6 +52,8 @@ def assert_told(done: CompletedProcess[str], *words: str) -> None:
         ((*ASK, "--base-url", "localhost:8000"), ("localhost:8000", "http://localhost:8000/v1")),
         ((*ASK, "--api-key-env", "NO_SUCH_KEY"), ("NO_SUCH_KEY is not set", "export NO_SUCH_KEY")),
         ((*ASK, "--api-key-env", "PATH"), ("shipped model takes no API key", "--base-url")),
+        ((*ASK, "--budget", "money=0"), ("no prices", "money", "Limit tokens", "--price-in")),
+        ((*ASK, "--price-in", "1"), ("shipped model costs no money", "--base-url")),
         ((*ASK, "--run-id", "a"), ("--run-id needs --store",)),
         ((*ASK, "--no-such-option"), ("--no-such-option", "stratagem solve --help")),
         (("resolve",), ("resolve", "stratagem --help")),
@@ -69,6 +75,15 @@ def assert_told(done: CompletedProcess[str], *words: str) -> None:
 )
 def test_bad_arguments(inside: Cli, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     assert_told(inside(*arguments), *words)
+
+
+def test_a_bench_whose_budget_admits_no_call(inside: Cli, tmp_path: Path) -> None:
+    told = ("bench", "gym:words", "--strategies", "direct", "--limit", "2", "--out", str(tmp_path / "out"))
+    done = inside(*told, "--budget", "tokens=3")
+    assert_told(done, "No run of 'direct'", "tokens=3, 0 spent", "Raise --budget")
+    done = inside(*told, "--budget", "tokens=100", "--set", "direct.max_tokens=512", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "of 2 runs cut short by the budget" in done.stderr
 
 
 def test_bad_standard_input(cli: Cli) -> None:
@@ -126,6 +141,9 @@ def test_what_the_server_refuses(cli: Cli, tmp_path: Path) -> None:
             await told(*ASK, "--model", "gpt-17", words=("gpt-17", server.settings.model))
             await told(*ASK, words=("does not accept the API key", "--api-key-env"), key="wrong-key")
             await told("solve", "why? " * 400, words=("tokens",))
+            price = ("--price-in", "1000000", "--price-out", "1000000")
+            await told(*ASK, "--budget", "money=3", *price, words=("money=3, 0 spent", "Raise --budget"))
+            await told(*ASK, "--budget", "money=3", words=("no prices", "--price-out"))
             await told(
                 *ASK, "--budget", "tokens=3", words=("budget is exhausted", "tokens=3", "Raise --budget")
             )

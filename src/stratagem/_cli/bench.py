@@ -156,8 +156,11 @@ def rendered(summary: Summary, results: Results) -> list[RenderableType]:
     table.add_column("strategy", overflow="fold")
     for name in ("accuracy", "tokens", "calls", "seconds"):
         table.add_column(name, justify="right", no_wrap=name != "accuracy")
-    best = max((row.accuracy.value for row in summary.rows if row.runs), default=math.nan)
+    # Before all runs are there, each strategy may have had other problems: none is the best.
+    finished = [row.accuracy.value for row in summary.rows if row.runs and not results.missing]
+    best = max(finished, default=math.nan)
     for row in summary.rows:
+        means = ((row.tokens, ",.0f"), (row.calls, ",.1f"), (row.seconds, ",.2f"))
         table.add_row(
             Text(row.strategy, style=STRONG if row.accuracy.value == best else ""),
             points(row.accuracy),
@@ -184,7 +187,8 @@ def points(estimate: Estimate, *, signed: bool = False) -> Text:
     """A share of one or a difference of shares, in points, with its interval."""
     if math.isnan(estimate.value):
         return Text("unknown", style=DIM)
-    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
+    # + 0.0: no minus before a zero
+    value, low, high = (round(100 * x, 1) + 0.0 for x in (estimate.value, estimate.low, estimate.high))
     if signed:
         return Text.assemble(f"{value:+.1f}", (f" [{low:+.1f}, {high:+.1f}]", DIM))
     return Text.assemble(f"{value:.1f} %", (f" [{low:.1f}, {high:.1f}]", DIM))

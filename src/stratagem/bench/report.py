@@ -41,7 +41,7 @@ def render(results: Results, summary: Summary) -> str:
     body = "\n".join(
         (
             *_head(results, summary),
-            *_strategies(summary),
+            *_strategies(results, summary),
             *_plot(summary),
             *_differences(summary),
             *_curves(summary),
@@ -83,7 +83,7 @@ def _head(results: Results, summary: Summary) -> Iterator[str]:
     ]
     yield f'<p class="soft">{escape(" · ".join(filter(None, parts)))}</p>'
     ranked = [row for row in summary.rows if row.accuracy.size]
-    if len(ranked) > 1:
+    if len(ranked) > 1 and not results.missing:  # else each may have had other problems
         best = max(ranked, key=lambda row: row.accuracy.value)
         other = ranked[0] if best is not ranked[0] else ranked[1]
         gap = summary.difference(best.strategy, other.strategy)
@@ -93,23 +93,29 @@ def _head(results: Results, summary: Summary) -> Iterator[str]:
             f" {escape(other.strategy)} on the same problems.</p>"
         )
     if results.failed:
+        how_many = len(results.failed)
         yield _warning(
-            f"{_count(len(results.failed), 'run')} failed and counts as wrong; the same command tries again. "
-            f"First error: {results.failed[0].error}"
+            f"{_count(how_many, 'run')} failed and {_are(how_many, 'counts', 'count')} as wrong; the same command "
+            f"tries again. First error: {results.failed[0].error}"
         )
     if results.missing > 0:
-        yield _warning(f"{_count(results.missing, 'run')} is missing: the bench is not finished.")
+        yield _warning(
+            f"{_count(results.missing, 'run')} {_are(results.missing)} missing: the bench is not finished, and the "
+            "strategies may have met different problems."
+        )
     if results.skipped:
         more = f" First: {results.skipped[0]}"
-        yield _warning(f"{_count(len(results.skipped), 'broken line')} of the data was left out.{more}")
+        were = _are(len(results.skipped), "was", "were")
+        yield _warning(f"{_count(len(results.skipped), 'broken line')} of the data {were} left out.{more}")
 
 
-def _strategies(summary: Summary) -> Iterator[str]:
+def _strategies(results: Results, summary: Summary) -> Iterator[str]:
     money = any(row.money.total for row in summary.rows)
     cut = any(row.cut_short for row in summary.rows)
     header = ["Strategy", "Accuracy", "Tokens", "of them decoded", "Calls", "Seconds", "All tokens"]
     header += ["Money"] * money + ["Cut short"] * cut
-    best = max((row.accuracy.value for row in summary.rows if row.accuracy.size), default=math.nan)
+    finished = [row.accuracy.value for row in summary.rows if row.accuracy.size and not results.missing]
+    best = max(finished, default=math.nan)
     yield "<h2>Strategies</h2>"
     yield from _table(
         header,
@@ -331,7 +337,9 @@ def _warning(text: str) -> str:
 
 
 def _interval(e: Estimate, *, percent: bool = False) -> str:
-    if percent and not math.isnan(e.value):
+    if math.isnan(e.value):
+        return "unknown"
+    if percent:
         return f"{_share(e.value)} <small>[{100 * e.low:.1f}, {100 * e.high:.1f}]</small>"
     return f"{_number(e.value)} <small>[{_number(e.low)}, {_number(e.high)}]</small>"
 
@@ -345,11 +353,15 @@ def _number(x: float) -> str:
 
 
 def _points(x: float) -> str:
-    return "unknown" if math.isnan(x) else f"{100 * x:+.1f}"
+    return "unknown" if math.isnan(x) else f"{round(100 * x, 1) + 0.0:+.1f}"  # + 0.0: no minus before a zero
 
 
 def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def _are(n: int, one: str = "is", more: str = "are") -> str:
+    return one if n == 1 else more
 
 
 def _cut(text: str) -> str:

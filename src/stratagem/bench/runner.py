@@ -79,6 +79,7 @@ async def run_bench(
 
     Raises:
         ConfigurationError: settings that cannot be used, or not in this folder.
+        BudgetExhausted: no run of some strategy could pay for one call; what others have done is kept.
         UnavailableError: there is no server, or it went away.
         StoreError: the folder cannot be written, is damaged, or is in use.
     """
@@ -106,6 +107,7 @@ async def run_bench(
         ]
         count = _Count(len(asked) - len(waiting), len(asked), listener or _ignore)
         cells = iter(waiting)
+        refused: dict[str, list[tuple[Cell, StratagemError]]] = {name: [] for name in strategies}
 
         async def work() -> None:
             for problem, name, seed in cells:  # shared: whoever is free takes the next
@@ -115,7 +117,10 @@ async def run_bench(
                 own = derive(seed, problem.id)
                 run = Run(given, ledger=Ledger(budget), seed=own, run_id=run_id)
                 cell, error = await _cell(problem, name, strategies[name], seed, run, grader)
-                await store.append(cell)
+                if isinstance(error, BudgetExhausted) and not cell.usage.calls:
+                    refused[name].append((cell, error))
+                else:
+                    await store.append(cell)
                 count.add(cell, error)
 
         before = await counts_of(backends)
@@ -124,6 +129,11 @@ async def run_bench(
                 group.create_task(work())
         if waiting:
             await store.keep(_served(before, await counts_of(backends)))
+        for name, runs in refused.items():
+            if len(runs) == len(problems) * len(seeds):  # not an outcome: such a budget measures nothing
+                raise BudgetExhausted(f"No run of {name!r} could pay for a call: {runs[0][1].message}")
+            for cell, _ in runs:
+                await store.append(cell)
     finally:
         store.close()
     keys = [(problem.id, name, seed) for problem, name, seed in asked]
@@ -172,7 +182,7 @@ def _ignore(progress: Progress) -> None:
 async def _cell(
     problem: Problem, name: str, strategy: Strategy, seed: int, run: Run, grader: Verifier
 ) -> tuple[Cell, StratagemError | None]:
-    """The result of one run; an error is one, but for what is wrong with the settings themselves."""
+    """The result of one run, and what ended it early; what is wrong with the settings themselves is raised."""
     started = time.monotonic()
     head = (problem.id, name, seed, run.seed)
     try:
@@ -180,9 +190,10 @@ async def _cell(
         correct = await asyncio.to_thread(_grade, grader, problem.gold, answer)
     except ConfigurationError:
         raise
-    except BudgetExhausted:  # nothing proposed in time is an outcome, and would be the same again
+    except BudgetExhausted as error:  # nothing proposed in time is an outcome, and would be the same again
         stopped = "deadline" if run.ledger.seconds_left <= 0 else "budget"
-        return Cell(*head, stopped=stopped, usage=run.ledger.spent, seconds=time.monotonic() - started), None
+        seconds = time.monotonic() - started
+        return Cell(*head, stopped=stopped, usage=run.ledger.spent, seconds=seconds), error
     except StratagemError as error:
         text = f"{type(error).__name__}: {error}"
         return Cell(*head, error=text, usage=run.ledger.spent, seconds=time.monotonic() - started), error

@@ -52,9 +52,9 @@ class Store:
             raise StoreError(f"Cannot write to {folder}: {error.strerror}.") from None
         try:
             _lock(file, folder)
-            _settle_manifest(folder, manifest)
-            _settle_problems(folder, problems)
             cells, size = read_cells(folder)
+            _settle_manifest(folder, manifest, fresh=not cells)
+            _settle_problems(folder, problems, fresh=not cells)
             os.ftruncate(file, size)  # cut off the line that a kill has torn
         except BaseException:
             os.close(file)
@@ -157,12 +157,16 @@ def _whole_lines(path: Path) -> tuple[list[bytes], int]:
     return data[:size].split(b"\n")[:-1], size
 
 
-def _settle_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest, or check it against the one that is there; strategies may be added."""
-    if not (folder / MANIFEST).exists():
+def _settle_manifest(folder: Path, manifest: Mapping[str, Any], *, fresh: bool) -> None:
+    """Write the manifest, or check it against the one that is there; strategies may be added.
+
+    In a ``fresh`` folder nothing has come about by the one that is there.
+    """
+    exists = (folder / MANIFEST).exists()
+    there = read_manifest(folder) if exists else {}  # whatever it is: another program's is not written over
+    if fresh or not exists:
         _replace(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         return
-    there = read_manifest(folder)
     common = [name for name in manifest["strategies"] if name in there["strategies"]]
     differing = list(
         _differences(
@@ -188,8 +192,8 @@ def _differences(there: Any, now: Any, path: str = "") -> Iterator[str]:
         yield f"{path} is {json.dumps(there)} there and {json.dumps(now)} now"
 
 
-def _settle_problems(folder: Path, problems: Sequence[Problem]) -> None:
-    there = read_problems(folder)
+def _settle_problems(folder: Path, problems: Sequence[Problem], *, fresh: bool) -> None:
+    there = {} if fresh else read_problems(folder)
     for problem in problems:
         if there.get(problem.id, problem) != problem:
             raise DataError(
