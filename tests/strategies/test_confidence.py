@@ -12,6 +12,7 @@ from itertools import product
 import pytest
 
 import stratagem as sg
+from openai_kit import connected, settled
 from stratagem.core.backend import TokenLogprob
 from stratagem.core.errors import UnsupportedError
 from stratagem.core.protocols import Strategy
@@ -19,6 +20,8 @@ from stratagem.core.trace import CallStarted
 from stratagem.strategies._confidence import Gauge, quantile, token_confidence
 from stratagem.strategies.deep_confidence import DeepConfidence
 from stratagem.strategies.self_certainty import SelfCertainty
+from stratagem.testing.loops import run as run_in
+from stratagem.testing.server import SimCompletion, SimRequest, SimSettings, tokenize
 from stratagem.testing.toy import CAPABLE, ToyModel, jittered
 
 # Sure or not, then an answer; the ends are certain.
@@ -226,6 +229,42 @@ def test_samples_in_flight_at_consensus_are_stopped_and_do_not_count() -> None:
         assert results[0][0] == results[1][0] == results[2][0]
         aborted += sum(count for _, count in results)
     assert aborted > 20
+
+
+def talking(request: SimRequest) -> list[SimCompletion]:
+    """Sure or unsure by the seed, forty pieces long."""
+    assert request.seed is not None
+
+    def one(seed: int) -> SimCompletion:
+        sure = seed % 2 == 0
+        text = " yes" * 36 + " The answer is 1." if sure else " um" * 36 + " The answer is 2."
+        other = 0.01 if sure else 0.4
+        top = [{piece: math.log(1 - other), " or": math.log(other)} for piece in tokenize(text)]
+        return SimCompletion(text, [math.log(1 - other)] * len(top), top)
+
+    return [one(request.seed + i) for i in range(request.n)]
+
+
+def test_over_http_unsure_samples_are_stopped_by_the_server_s_own_count() -> None:
+    async def main() -> None:
+        settings = SimSettings(per_token=0.01)
+        async with connected(settings, responder=talking) as (server, backend):
+            strategy = DeepConfidence(n=16, warmup=4, keep=0.3, window=8, top=2, consensus=2.0, parallel=4)
+            answer = await sg.solve("Which?", strategy, llm=backend, seed=1)
+            await settled(server)
+            totals = server.totals()
+            assert answer.value == "1"
+            # Seeds of siblings alternate: six of the twelve after the warm-up are unsure.
+            assert (totals.aborted, totals.in_flight) == (6, 0)
+            assert (
+                totals.decoded < 10 * 42 + 6 * 14
+            )  # of 42 pieces with the end; a group, and what is under way
+            assert answer.usage.tokens <= totals.prompt_tokens + totals.decoded
+            assert (
+                totals.prompt_tokens + totals.decoded <= answer.usage.tokens + answer.usage.uncertain_tokens
+            )
+
+    run_in(main())
 
 
 @pytest.mark.parametrize("strategy", [SelfCertainty(n=3), DeepConfidence(n=3)], ids=lambda s: s.kind)
