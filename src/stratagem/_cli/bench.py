@@ -142,6 +142,9 @@ def report_rest(results: Results, board: Scoreboard) -> int:
     """Say what was left out, failed or is left, and give the exit code of that."""
     for note in results.skipped:
         say_error(note, label="skipped")
+    cut = sum(not cell.error and cell.stopped != "complete" for cell in results.cells.values())
+    if cut:
+        say_error(f"{cut:,} of {count(len(results.cells), 'run')} cut short by the budget", label="budget")
     if results.failed:
         first = next(cell.error for cell in results.failed)
         say_error(f"{count(len(results.failed), 'run')} failed; the same command tries them again: {first}")
@@ -164,9 +167,10 @@ def rendered(summary: Summary, results: Results) -> list[RenderableType]:
         table.add_row(
             Text(row.strategy, style=STRONG if row.accuracy.value == best else ""),
             points(row.accuracy),
-            f"{row.tokens.mean.value:,.0f}",
-            f"{row.calls.mean.value:,.1f}",
-            f"{row.seconds.mean.value:,.2f}",
+            *(
+                f"{cost.mean.value:{form}}" if row.runs else Text("unknown", style=DIM)
+                for cost, form in means
+            ),
         )
     level = f"{100 * summary.level:g} %"
     about = (
