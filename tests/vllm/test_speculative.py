@@ -21,15 +21,14 @@ import pytest
 from stratagem.backends.embedded.tokenizer import Tokenizer
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.backends.vllm.hardware import Hardware
-from stratagem.backends.vllm.plan import plan
-from stratagem.backends.vllm.profiles import DATASTORE, OWN, Workload
+from stratagem.backends.vllm.profiles import DATASTORE, OWN
 from stratagem.backends.vllm.server import VLLMServer
 from stratagem.backends.vllm.speculative.datastore import Datastore
 from stratagem.backends.vllm.speculative.lookup import PromptLookup
 from stratagem.backends.vllm.speculative.proposer import Context
 from stratagem.bench.gym import skill
 from stratagem.core.backend import Constraint
-from vllm_kit import FLAGS, MINI, asked, counter, in_thread, run
+from vllm_kit import FLAGS, MINI, asked, counter, run, serving
 
 pytestmark = pytest.mark.vllm
 QUESTIONS = [skill("words").problem("test", index).question for index in range(16)]
@@ -37,17 +36,14 @@ OPEN = "Tell me of two numbers."  # what the model was not trained on: it may go
 
 
 @pytest.fixture(scope="module")
-def plain() -> list[str]:
+def plain(server: VLLMServer) -> list[str]:
     """The greedy texts of a server that guesses nothing."""
     texts: list[str] = []
 
     async def main(backend: OpenAIBackend) -> None:
         texts.extend(await greedy(backend))
 
-    planned = plan("latency", FLAGS, workload=Workload(repeatable=True))
-    assert planned.profile.speculative is None
-    with in_thread(VLLMServer(MINI, planned.arguments, name="mini")) as server:
-        run(main, server)
+    run(main, server)
     return texts
 
 
@@ -62,7 +58,7 @@ def guessing(
     how = {"method": request.param, "num_speculative_tokens": 4}
     flags = [*FLAGS, "--max-num-seqs", "64", "--speculative-config", json.dumps(how)]
     flags += ["--additional-config", json.dumps({DATASTORE: str(store)})]
-    with in_thread(VLLMServer(MINI, plan("latency", flags).arguments, name="mini")) as started:
+    with serving("latency", flags) as started:
         yield started
 
 
@@ -140,10 +136,11 @@ def test_the_target_is_read_off_its_own_output_layer() -> None:
         assert (await greedy(backend))[:4] == alone
 
     how = {"method": "custom_class", "model": "speculative_kit.WatchingHook", "num_speculative_tokens": 4}
-    planned = plan("latency", [*FLAGS, "--speculative-config", json.dumps(how)])
     environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "kit")}
-    with in_thread(VLLMServer(MINI, planned.arguments, name="mini", environment=environment)) as server:
-        run(main, server)
+    with serving(
+        "latency", [*FLAGS, "--speculative-config", json.dumps(how)], environment=environment
+    ) as started:
+        run(main, started)
 
 
 def test_sampling_under_speculation_is_put_right() -> None:
