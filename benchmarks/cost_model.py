@@ -267,7 +267,7 @@ def show_azure(path: Path) -> None:
 def draw(path: Path, floors: Sequence[Point], asked: Sequence[Point], ran: Sequence[RunPoint]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(14, 4.9), layout="constrained")
     FigureCanvasAgg(figure)
@@ -283,8 +283,16 @@ def draw(path: Path, floors: Sequence[Point], asked: Sequence[Point], ran: Seque
                 if chosen:
                     axes.plot(x, y, marker, color=COLOURS[engine], markersize=7, label=f"{engine}, {kind}")
                 for point, px, py in zip(chosen, x, y, strict=True):
-                    beside = {"xytext": (7, -9 if kind == "decode" else 4), "textcoords": "offset points"}
-                    axes.annotate(point.what, (px, py), fontsize=7.5, color=INK, **beside)
+                    side = -1 if kind == "decode" else 1
+                    axes.annotate(
+                        point.what,
+                        (px, py),
+                        xytext=(7 * side, 4),
+                        textcoords="offset points",
+                        ha="right" if side < 0 else "left",
+                        fontsize=7.5,
+                        color=INK,
+                    )
         axes.set_title(title, loc="left", fontsize=10.5)
         axes.set_xlabel("predicted, ms")
     for engine in COLOURS:
@@ -301,17 +309,18 @@ def draw(path: Path, floors: Sequence[Point], asked: Sequence[Point], ran: Seque
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_minor_formatter(NullFormatter())
-        low = min(axes.get_xlim()[0], axes.get_ylim()[0])
+        low = 0.6 * min(axes.get_xlim()[0], axes.get_ylim()[0])  # room for labels
         high = max(axes.get_xlim()[1], axes.get_ylim()[1])
         axes.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle="--", zorder=0)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
         axes.legend(fontsize=8, frameon=False, loc="upper left" if axes is not right else "lower right")
         axes.grid(which="major", color=FAINT, alpha=0.25, linewidth=0.7)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        for edge in ("top", "right"):
+            axes.spines[edge].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
