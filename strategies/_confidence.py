@@ -8,18 +8,18 @@ from typing import Literal
 
 from stratagem.core.backend import TokenLogprob
 from stratagem.core.errors import UnsupportedError
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 
 Measure = Literal["lowest", "bottom", "tail", "mean"]
 
 
-async def logprobs_of(run: Run, kind: str, most: int, *, role: str = POLICY) -> int:
+async def logprobs_of(run: Run, kind: str, most: int) -> int:
     """How many alternatives per token to ask for: ``most``, or as many as the model gives.
 
     Raises:
         UnsupportedError: it gives none, or (with ``most`` above 0) only that of the token itself.
     """
-    caps = await run.model(role).capabilities()
+    caps = await run.model().capabilities()
     if caps.logprobs < min(1, most):
         given = "no log-probabilities" if caps.logprobs < 0 else "log-probabilities of no alternatives"
         raise UnsupportedError(

@@ -200,6 +200,39 @@ def test_ahead_changes_tokens_and_not_the_answer() -> None:
     asyncio.run(main())
 
 
+def test_ahead_begins_samples_as_those_of_the_warm_up_end() -> None:
+    """One sample of the warm-up is long: meanwhile the others' places are taken, at most ``parallel``."""
+    rows: dict[str, dict[str, float]] = {
+        "": {"a": 0.7, "b": 0.3},
+        "a": {" The answer is 1.": 0.9, " Or 1.": 0.1},
+    }
+    rows |= {"b" + " so" * k: {" so": 1.0} if k < 40 else {" The answer is 2.": 1.0} for k in range(41)}
+
+    async def once(seed: int, ahead: bool) -> tuple[float, int, object]:
+        async def pace(_: object) -> None:
+            await asyncio.sleep(1)
+
+        loop = asyncio.get_running_loop()
+        toy, began = ToyModel(rows, pace=pace), loop.time()
+        strategy = DeepConfidence(
+            n=8, warmup=4, measure="mean", keep=1.0, consensus=2.0, parallel=2, ahead=ahead
+        )
+        answer = await sg.solve("Which?", strategy, llm=toy, seed=seed)
+        assert toy.books.peak <= 2 + ahead  # the warm-up is one request
+        return loop.time() - began, toy.books.usage.tokens, answer.text
+
+    async def main() -> None:
+        sooner = 0
+        for seed in range(10):
+            plain, ahead = await once(seed, False), await once(seed, True)
+            assert ahead[0] <= plain[0]
+            assert ahead[1:] == plain[1:]  # nothing is below the threshold: not a token more
+            sooner += ahead[0] < plain[0]
+        assert sooner >= 5
+
+    run_in(main())
+
+
 def test_after_consensus_nothing_more_is_decoded() -> None:
     async def main() -> None:
         toy, trace = ToyModel({"": {"The answer is 1.": 0.9, "So the answer is 1.": 0.1}}), sg.Trace()

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Literal
 
 import pytest
 
@@ -50,10 +51,10 @@ def greater(a: str, b: str) -> float:
     return 0.95 if a > b else 0.3
 
 
-def solved(n: int, prefers: Callable[[str, str], float], runs: int = RUNS) -> list[sg.Answer]:
+def solved(strategy: Tournament, prefers: Callable[[str, str], float], runs: int = RUNS) -> list[sg.Answer]:
     async def main() -> list[sg.Answer]:
         toy = ToyModel(language(prefers))
-        return [await sg.solve("Which?", Tournament(n=n), llm=toy, seed=seed) for seed in range(runs)]
+        return [await sg.solve("Which?", strategy, llm=toy, seed=seed) for seed in range(runs)]
 
     return asyncio.run(main())
 
@@ -66,36 +67,60 @@ def bracket(drawn: Sequence[str], beats: Callable[[str, str], bool]) -> str:
     return a if a == b or beats(a, b) else b
 
 
-@pytest.mark.parametrize("n", [3, 4])
-def test_the_winner_agrees_with_enumeration(n: int) -> None:
-    """Of a judge whose preferences go round in a circle, so that the draw matters."""
+def circular(a: str, b: str) -> float:
+    """A judge whose preferences go round in a circle, so that the draw matters."""
+    return 0.8 if (int(a) - int(b)) % 4 in (1, 2) else 0.3
 
-    def circular(a: str, b: str) -> float:
-        return 0.8 if (int(a) - int(b)) % 4 in (1, 2) else 0.3
 
-    def beats(a: str, b: str) -> bool:
-        return circular(a, b) + 1 - circular(b, a) >= 1
-
+def agrees(strategy: Tournament, wins: Callable[[Sequence[str]], str]) -> None:
     exact: Counter[str] = Counter()
-    for drawn in product(SHARES, repeat=n):
-        exact[bracket(drawn, beats)] += math.prod(SHARES[d] for d in drawn)  # type: ignore[assignment]
-    found = Counter(answer.value for answer in solved(n, circular))
+    for drawn in product(SHARES, repeat=strategy.n):
+        exact[wins(drawn)] += math.prod(SHARES[d] for d in drawn)  # type: ignore[assignment]
+    found = Counter(answer.value for answer in solved(strategy, circular))
     for digit, p in exact.items():
         error = math.sqrt(p * (1 - p) / RUNS)
         assert abs(found[digit] / RUNS - p) <= 4 * error, (digit, found[digit] / RUNS, p)
 
 
+@pytest.mark.parametrize("n", [3, 4])
+def test_the_winner_of_a_knock_out_agrees_with_enumeration(n: int) -> None:
+    def beats(a: str, b: str) -> bool:
+        return circular(a, b) + 1 - circular(b, a) >= 1
+
+    agrees(Tournament(n=n), lambda drawn: bracket(drawn, beats))
+
+
+def test_the_winner_where_all_meet_agrees_with_enumeration() -> None:
+    def points(drawn: Sequence[str], i: int) -> float:
+        rivals = [b for j, b in enumerate(drawn) if j != i]
+        a = drawn[i]
+        return math.fsum(0.5 if a == b else (circular(a, b) + 1 - circular(b, a)) / 2 for b in rivals)
+
+    def wins(drawn: Sequence[str]) -> str:
+        return drawn[max(range(len(drawn)), key=lambda i: (round(points(drawn, i), 9), -i))]
+
+    agrees(Tournament(n=4, matches="all"), wins)
+
+
 def test_a_transitive_judge_finds_the_best_of_n_in_spite_of_its_bias_for_a_position() -> None:
-    for answer in solved(5, greater, 60):
+    for answer in solved(Tournament(n=5), greater, 60):
         digits = {c.answer for c in answer.candidates}
         assert answer.value == max(d for d in digits if d is not None)
         expected = None if len(digits) == 1 else (0.95 + 1 - 0.3) / 2
         assert answer.confidence == (expected and pytest.approx(expected))
 
 
-def test_a_judge_that_sees_positions_alone_decides_nothing() -> None:
-    for answer in solved(4, lambda a, b: 0.9, 40):
+@pytest.mark.parametrize("matches", ["knock_out", "all"])
+def test_a_judge_that_sees_positions_alone_decides_nothing(matches: Literal["knock_out", "all"]) -> None:
+    for answer in solved(Tournament(n=4, matches=matches), lambda a, b: 0.9, 40):
         assert answer.text == answer.candidates[0].text
+
+
+def test_where_all_meet_confidence_is_the_mean_over_the_winner_s_matches() -> None:
+    for answer in solved(Tournament(n=3, matches="all"), greater, 30):
+        drawn = [c.answer for c in answer.candidates]
+        draws = drawn.count(answer.value) - 1
+        assert answer.confidence == pytest.approx((0.5 * draws + 0.825 * (2 - draws)) / 2)
 
 
 def test_equal_answers_need_no_judge() -> None:

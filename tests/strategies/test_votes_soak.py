@@ -23,6 +23,7 @@ CHOSEN = [
     {"kind": "debate"},
     {"kind": "dynamic_prompting", "probe": 2},
     {"kind": "tournament", "n": 6},
+    {"kind": "tournament", "n": 4, "matches": "all"},
 ]
 
 

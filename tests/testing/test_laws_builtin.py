@@ -48,6 +48,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"kind": "critique_revise", "rounds": 2, "verifier": "judge"},
     {"kind": "debate", "n": 3, "equality": "math"},
     {"kind": "dynamic_prompting", "probe": 2},
+    {"kind": "tournament", "n": 4, "matches": "all"},
     {"kind": "best_of_n", "n": 4, "verifier": {"kind": "all", "parts": ["judge", "step_judge"]}},
 ]
 NEEDED: dict[str, dict[str, Any]] = {
