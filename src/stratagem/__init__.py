@@ -46,6 +46,9 @@ _HOME = {
     "stratagem.strategies.dynamic_prompting": ("DynamicPrompting",),
     "stratagem.strategies.early_stopping_consistency": ("EarlyStoppingConsistency",),
     "stratagem.strategies.mcts": ("MCTS",),
+    "stratagem.strategies.parallel_tempering": ("ParallelTempering",),
+    "stratagem.strategies.particle_filtering": ("ParticleFiltering",),
+    "stratagem.strategies.particle_gibbs": ("ParticleGibbs",),
     "stratagem.strategies.pruned_best_of_n": ("PrunedBestOfN",),
     "stratagem.strategies.rpc": ("RPC",),
     "stratagem.strategies.self_certainty": ("SelfCertainty",),
@@ -126,6 +129,9 @@ if TYPE_CHECKING:
         EarlyStoppingConsistency as EarlyStoppingConsistency,
     )
     from stratagem.strategies.mcts import MCTS as MCTS
+    from stratagem.strategies.parallel_tempering import ParallelTempering as ParallelTempering
+    from stratagem.strategies.particle_filtering import ParticleFiltering as ParticleFiltering
+    from stratagem.strategies.particle_gibbs import ParticleGibbs as ParticleGibbs
     from stratagem.strategies.pruned_best_of_n import PrunedBestOfN as PrunedBestOfN
     from stratagem.strategies.rpc import RPC as RPC
     from stratagem.strategies.self_certainty import SelfCertainty as SelfCertainty

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
 
-from stratagem.core.seeds import derive
+from particles import filtered, grown, posterior, rewards, shares, z_score
 from stratagem.strategies._search.particles import (
     Filter,
     Order,
@@ -22,83 +21,7 @@ from stratagem.strategies._search.particles import (
 from stratagem.strategies._search.resampling import Scheme, effective_size, resample, scaled
 
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
-
-# Texts of up to three steps: {text so far: {step: probability}}; a text without a row has ended.
-TABLE = {
-    "": {"a": 0.6, "b": 0.4},
-    "a": {"c": 0.5, "1": 0.5},
-    "b": {"c": 0.3, "2": 0.7},
-    "ac": {"1": 0.2, "2": 0.8},
-    "bc": {"1": 0.9, "2": 0.1},
-}
-REWARD = {
-    "a": 0.7,
-    "b": 0.4,
-    "ac": 0.3,
-    "a1": 0.9,
-    "bc": 0.8,
-    "b2": 0.2,
-    "ac1": 0.6,
-    "ac2": 0.35,
-    "bc1": 0.5,
-    "bc2": 0.9,
-}
-Aggregate = Callable[[list[float]], float]
 Text = Particle[str]
-
-
-def texts() -> dict[str, float]:
-    """Every text with its probability."""
-    found, pending = dict[str, float](), {"": 1.0}
-    while pending:
-        text, p = pending.popitem()
-        for step, q in TABLE.get(text, {}).items():
-            (pending if text + step in TABLE else found)[text + step] = p * q
-    return found
-
-
-def rewards(text: str) -> list[float]:
-    return [REWARD[text[:k]] for k in range(1, len(text) + 1)]
-
-
-def posterior(aggregate: Aggregate, tau: float = 1.0) -> tuple[dict[str, float], float]:
-    """p(x) g(x)^(1 / tau) of every text, normalised, and what it was divided by."""
-    mass = {text: p * aggregate(rewards(text)) ** (1 / tau) for text, p in texts().items()}
-    total = math.fsum(mass.values())
-    return {text: m / total for text, m in mass.items()}, total
-
-
-def grown(particle: Text, rng: random.Random, aggregate: Aggregate) -> Text:
-    text = particle.states[-1] if particle.states else ""
-    row = TABLE[text]
-    longer = text + rng.choices(list(row), list(row.values()))[0]
-    before = math.log(aggregate(rewards(text))) if text else 0.0
-    return particle.grown(longer, math.log(aggregate(rewards(longer))) - before, ended=longer not in TABLE)
-
-
-def filtered(
-    n: int, seed: int, *, aggregate: Aggregate = math.prod, order: int | None = None, **options: Any
-) -> Filter[str]:
-    """A filter run to its end; ``order`` shuffles what ends first, and lets a slot draw by itself."""
-    made = Filter[str](n, seed, key=str, **options)
-    shuffle = random.Random(order)
-    pending = [(o, slot) for o in made.begin() for slot in o.slots]
-    shared = random.Random(seed)
-    while pending:
-        o, slot = pending.pop(shuffle.randrange(len(pending)) if order is not None else -1)
-        steps = len(o.particle.states)
-        rng = shared if order is None else random.Random(derive(seed, slot, steps))
-        more = made.tell(slot, grown(o.particle, rng, aggregate))
-        pending += [(other, s) for other in more for s in other.slots]
-    return made
-
-
-def z_score(values: list[float], exact: float) -> float:
-    """By how many standard errors their mean is off."""
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    return (mean - exact) / math.sqrt(variance / len(values))
-
 
 SORTS: list[dict[str, Any]] = [
     *({"scheme": scheme, "ess": 1.0} for scheme in SCHEMES),
@@ -132,13 +55,9 @@ def test_the_normalising_constant_of_other_targets(options: dict[str, Any]) -> N
 @pytest.mark.parametrize("options", [*SORTS, {"aggregate": min, "tau": 2.0}], ids=_id)
 def test_many_particles_have_the_posterior(options: dict[str, Any]) -> None:
     exact, _ = posterior(options.get("aggregate", math.prod), options.get("tau", 1.0))
-    made = filtered(2000, 1, **options)
-    weights, _ = scaled(made.log_weights)
-    shares = Counter[str]()
-    for particle, weight in zip(made.particles, weights, strict=True):
-        shares[particle.states[-1]] += weight / math.fsum(weights)  # type: ignore[assignment]
+    found = shares(filtered(2000, 1, **options))
     for text, p in exact.items():
-        assert shares[text] == pytest.approx(p, abs=0.045), text
+        assert found[text] == pytest.approx(p, abs=0.045), text
 
 
 def test_one_step_gives_nine_tenths() -> None:
@@ -161,15 +80,15 @@ def _letter(order: Order[str], rng: random.Random, weights: Any) -> Text:
 
 
 def test_weights_of_rewards() -> None:
-    def shares(weights: Weights, *given: float) -> list[float]:
+    def normalised(weights: Weights, *given: float) -> list[float]:
         found, _ = scaled([log_weight(weights, r) for r in given])
         return [w / math.fsum(found) for w in found]
 
-    assert shares("odds", 0.9, 0.1) == pytest.approx([0.988, 0.012], abs=5e-4)
-    assert shares("exponential", 0.9, 0.1) == pytest.approx([0.690, 0.310], abs=5e-4)
-    assert shares("likelihood", 0.9, 0.1) == pytest.approx([0.9, 0.1])
+    assert normalised("odds", 0.9, 0.1) == pytest.approx([0.988, 0.012], abs=5e-4)
+    assert normalised("exponential", 0.9, 0.1) == pytest.approx([0.690, 0.310], abs=5e-4)
+    assert normalised("likelihood", 0.9, 0.1) == pytest.approx([0.9, 0.1])
     for weights in get_args(Weights):
-        assert shares(weights, 0.3, 0.3, 0.3) == pytest.approx([1 / 3] * 3)
+        assert normalised(weights, 0.3, 0.3, 0.3) == pytest.approx([1 / 3] * 3)
         assert math.isfinite(log_weight(weights, 0.0))
         assert math.isfinite(log_weight(weights, 1.0))
 

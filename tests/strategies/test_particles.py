@@ -57,8 +57,10 @@ class Rated(Verifier):
     kind: ClassVar[str] = "rated_in_tests"
 
     constant: float | None = parameter(None, "The reward of everything.")
+    judged: ClassVar[list[str]] = []
 
     async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
+        self.judged.extend(c.text for c in candidates)
         return [Verdict(REWARD[c.text] if self.constant is None else self.constant) for c in candidates]
 
 
@@ -133,14 +135,16 @@ def asked(strategy: Strategy, seed: int) -> tuple[list[Request], Answer]:
     return requests, answer
 
 
-def test_copies_and_equal_beginnings_are_one_request() -> None:
+def test_copies_and_equal_beginnings_are_one_request_and_judged_once() -> None:
     several = 0
     for seed in range(10):
+        Rated.judged.clear()
         requests, answer = asked(ParticleFiltering(n=8, verifier=Rated()), seed)
         said = [r.messages[-1].content for r in requests if r.messages[-1].role == "assistant"]
         assert len(said) == len(set(said))
         assert [r.n for r in requests if r.messages[-1].role == "user"] == [8]
         assert all(text.endswith("\n") for text in said)  # the answer so far goes on
+        assert len(Rated.judged) == len(set(Rated.judged))
         several += sum(r.n > 1 for r in requests[1:])
         assert len(answer.candidates) == 8
     assert several > 10
