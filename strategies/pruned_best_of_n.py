@@ -81,7 +81,7 @@ class PrunedBestOfN(Sampler):
             race = Race.of_shares(self.n, self.keep, len(self.checkpoints))
         ended: dict[int, Candidate] = {}
         refused: list[BudgetExhausted] = []
-        work: list[list[asyncio.Task[None]]] = [[] for _ in range(self.n)]  # of each sample
+        drawing: list[asyncio.Task[None]] = []
 
         def score(candidate: Candidate, index: int, checkpoint: int) -> float:
             noise = gumbel(derive(request.seed, index, checkpoint)) if self.explore else 0.0
@@ -89,8 +89,7 @@ class PrunedBestOfN(Sampler):
 
         def prune() -> None:
             for index in race.out:
-                for one in work[index]:
-                    one.cancel()
+                drawing[index].cancel()  # not its judgements at earlier checkpoints: they place the others
 
         def left() -> list[Candidate]:
             return [ended[i] for i in sorted(ended.keys() - race.out)]
@@ -111,7 +110,7 @@ class PrunedBestOfN(Sampler):
 
             def read(_: int, chunk: Chunk) -> None:
                 for checkpoint, text in prefixes.add(chunk):
-                    work[index].append(group.create_task(look(index, checkpoint, text)))
+                    group.create_task(look(index, checkpoint, text))
 
             async def end(_: int, candidate: Candidate) -> Candidate:
                 if not ended:
@@ -131,8 +130,7 @@ class PrunedBestOfN(Sampler):
                 prune()
 
         async with task_group() as group:
-            for index in range(self.n):
-                work[index].append(group.create_task(draw(index)))
+            drawing += [group.create_task(draw(index)) for index in range(self.n)]
         if not ended:
             raise refused[0]
         return run.propose(best(left(), self.verifier))
