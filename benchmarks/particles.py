@@ -241,7 +241,8 @@ def main() -> int:
     _, exact = posterior()
     sorts = {scheme: {"scheme": scheme, "ess": 1.0} for scheme in SCHEMES} | ASYNCHRONOUS
     for name, options in sorts.items():
-        found = [math.exp(filtered(5, seed, **options).log_normalizer) for seed in range(args.runs)]
+        seeds = [derive(name, i) for i in range(args.runs)]  # of its own: no luck is shared
+        found = [math.exp(filtered(5, seed, **options).log_normalizer) for seed in seeds]
         off = z_score(found, exact)
         print(
             f"{name:<12} normalising constant {math.fsum(found) / len(found):.5f} of {exact:.5f}, off by "

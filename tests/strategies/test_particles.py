@@ -6,12 +6,14 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from particles import uneven
 from stratagem.api import solve
+from stratagem.backends.journaled import Journal, Journaled
 from stratagem.core.backend import Message, Request, ScoreRequest
 from stratagem.core.component import parameter
 from stratagem.core.errors import ConfigurationError
@@ -26,7 +28,7 @@ from stratagem.strategies.parallel_tempering import ParallelTempering
 from stratagem.strategies.particle_filtering import ParticleFiltering
 from stratagem.strategies.particle_gibbs import ParticleGibbs
 from stratagem.testing.loops import run as run_loop
-from stratagem.testing.toy import ToyModel
+from stratagem.testing.toy import ToyModel, jittered
 
 TASK = Task.of("Which?")
 ONE, TWO = "The answer is 1.", "The answer is 2."
@@ -159,6 +161,26 @@ def test_answers_of_particles() -> None:
     assert best.confidence == max(c.scores[Rated.kind] for c in best.candidates)
     assert vote.confidence is not None
     assert 0.5 <= vote.confidence <= 1.0
+
+
+@pytest.mark.parametrize("data", KINDS, ids=_id)
+def test_a_second_sitting_asks_the_model_nothing(data: dict[str, Any], tmp_path: Path) -> None:
+    """Although completions end in another order: seeds follow from slot and step."""
+
+    async def main() -> None:
+        journal = Journal(tmp_path / "calls.sqlite")
+        sittings: list[tuple[Answer, int]] = []
+        for shuffle in (1, 2):
+            toy = ToyModel(pace=jittered(shuffle, most=9))
+            answer = await solve(TASK, Strategy.load(data), llm=Journaled(toy, journal, run_id="one"), seed=3)
+            sittings.append((answer, toy.books.usage.calls))
+        await journal.aclose()
+        (first, calls), (second, none) = sittings
+        assert calls > none == 0
+        assert second.candidates == first.candidates
+        assert second.usage.tokens == first.usage.tokens
+
+    asyncio.run(main())
 
 
 def test_particle_gibbs_answers_from_all_iterations_unless_told_not_to() -> None:
