@@ -84,6 +84,14 @@ class SameSeed(ToyModel):
         return Generation(found, meter.usage)
 
 
+class SendsEach(ToyModel):
+    async def generate(self, request: Request, meter: Meter | None = None) -> Generation:
+        meter = meter or Meter()
+        parts = [await super(SendsEach, self).generate(request.sibling(i), meter) for i in range(request.n)]
+        found = tuple(replace(p.completions[0], index=i) for i, p in enumerate(parts))
+        return Generation(found, meter.usage)
+
+
 class Unseeded(ToyModel):
     async def generate(self, request: Request, meter: Meter | None = None) -> Generation:
         return await super().generate(replace(request, seed=None), meter)
@@ -199,6 +207,7 @@ class OneAtATime(ToyModel):
         ("prompts are counted", Miscounts),
         ("n completions, in order of index", Reversed),
         ("completion i is drawn with seed + i", SameSeed),
+        ("one call is one call", SendsEach),
         ("completion i is drawn with seed + i", Unseeded),
         ("what is spent is metered exactly once", BillsTwice),
         ("a stream gives what generate gives", Shouting),

@@ -105,10 +105,6 @@ class _Battery:
         generation = await self.backend.generate(request, meter)
         require(meter.usage == generation.usage, law, f"{when} usage {generation.usage}, meter {meter.usage}")
         self._settled(when or "after generate", before, meter)
-        calls = meter.usage.calls
-        require(
-            calls <= 1 or not self.able.one_call, "one call is one call", f"n={request.n} were {calls} calls"
-        )
         law = "n completions, in order of index"
         indexes = [c.index for c in generation.completions]
         require(indexes == list(range(request.n)), law, f"asked for {request.n}, got {indexes}")
@@ -148,6 +144,8 @@ class _Battery:
     async def _streams(self) -> None:
         request = replace(self.request, n=3, temperature=None if self.able.seed else 0.0)
         whole = await self._generate(request)
+        calls = whole.usage.calls
+        require(calls <= 1 or not self.able.one_call, "one call is one call", f"n=3 were {calls} calls")
         for deltas in (True, False):
             chunks = await _collect(self.backend, request, Meter(), deltas=deltas)
             ended = {c.index: c.completion for c in chunks if c.completion is not None}
