@@ -84,15 +84,9 @@ async def tune(
     if as_json:
         write_line(json.dumps(_data(tuning, command), ensure_ascii=False, indent=2))
     else:
-        show(
-            _table(tuning),
-            Text(),
-            *_verdict(tuning),
-            Text(),
-            Text(command),
-            Text(),
-            Text(str(out / _PICTURE), DIM),
-        )
+        show(_table(tuning), Text(), *_verdict(tuning))
+        write_line(command)  # unwrapped, to be copied
+        write_line(f"picture: {out / _PICTURE}")
     return 0 if tuning.within(best) else 1
 
 
