@@ -5,7 +5,8 @@ that it has never seen.
 
 Printed are accuracies and paired differences with 95 % bootstrap intervals over problems, against the goals on the
 split `test`: +5 points for self-consistency@16, +10 for best-of-16 by the step judge, intervals above zero; other
-judges and other splits are informative. A report is written beside the results. Interrupted, the same command goes on.
+judges and other splits are informative. A report is written beside the results. Interrupted, the same command
+goes on.
 
 Exits with 1 if a goal is missed (--informative: with 0).
 """

@@ -7,13 +7,13 @@ Sources: Uesato et al. 2022 (arXiv 2211.14275) and Lightman et al. 2023 (2305.20
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from stratagem.core.component import parameter
 from stratagem.core.prompts import STEP_QUESTION
 from stratagem.core.protocols import Verdict, Verifier
+from stratagem.core.rewards import Aggregate, aggregated
 from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 from stratagem.verifiers._asking import probability
@@ -24,8 +24,8 @@ class StepJudge(Verifier):
 
     kind: ClassVar[str] = "step_judge"
 
-    aggregate: Literal["min", "product", "last", "mean"] = parameter(
-        "min", "How step scores become one.", search=("min", "product", "last", "mean")
+    aggregate: Aggregate = parameter(
+        "product", "How step scores become one.", search=("min", "product", "last", "mean")
     )
     question: str = parameter(STEP_QUESTION, "Asked after each step; yes is good.")
 
@@ -38,23 +38,12 @@ class StepJudge(Verifier):
 
             ends = step_ends(candidate.text)
             scores = await run.map(step, ends[-1:] if self.aggregate == "last" else ends)
-            return Verdict(self._aggregated(scores)) if scores else Verdict(None, "no steps")
+            return Verdict(aggregated(self.aggregate, scores)) if scores else Verdict(None, "no steps")
 
         return await run.map(judged, candidates)
 
     def newest(self) -> Verifier:
         return self.model_copy(update={"aggregate": "last"})
-
-    def _aggregated(self, scores: list[float]) -> float:
-        match self.aggregate:
-            case "min":
-                return min(scores)
-            case "product":
-                return math.prod(scores)
-            case "last":
-                return scores[-1]
-            case "mean":
-                return math.fsum(scores) / len(scores)
 
 
 def step_ends(text: str) -> list[int]:

@@ -12,9 +12,9 @@ newline at the end of the message to continue gives nothing but such steps; afte
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,7 @@ from stratagem.core.backend import Finish, Message, TokenLogprob
 from stratagem.core.component import parameter
 from stratagem.core.errors import ContextLengthError, UnsupportedError
 from stratagem.core.protocols import Verifier
+from stratagem.core.rewards import Aggregate, aggregated
 from stratagem.core.run import Run, Sampling
 from stratagem.core.seeds import derive
 from stratagem.core.task import Candidate, Task
@@ -67,8 +68,8 @@ class Stepwise(Sampler):
         default_factory=lambda: Verifier.load("step_judge"),
         description="Gives the reward of an answer so far; one that judges steps, that of the newest alone.",
     )
-    aggregate: Literal["min", "product", "last", "mean"] = parameter(
-        "min", "How the rewards of the steps become one.", search=("min", "product", "last", "mean")
+    aggregate: Aggregate = parameter(
+        "product", "How the rewards of the steps become one.", search=("min", "product", "last", "mean")
     )
 
     @model_validator(mode="after")
@@ -211,16 +212,3 @@ class Stepwise(Sampler):
             partial.rewards,
             partial.judged,
         )
-
-
-def aggregated(aggregate: str, rewards: Sequence[float]) -> float:
-    """One score of the rewards of steps, of which there is at least one."""
-    match aggregate:
-        case "min":
-            return min(rewards)
-        case "product":
-            return math.prod(rewards)
-        case "last":
-            return rewards[-1]
-        case _:
-            return math.fsum(rewards) / len(rewards)
