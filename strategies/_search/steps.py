@@ -69,7 +69,7 @@ class Stepwise(Sampler):
         description="Gives the reward of an answer so far; one that judges steps, that of the newest alone.",
     )
     aggregate: Aggregate = parameter(
-        "product", "How the rewards of the steps become one.", search=("min", "product", "last", "mean")
+        "min", "How the rewards of the steps become one.", search=("min", "product", "last", "mean")
     )
 
     @model_validator(mode="after")

@@ -108,7 +108,8 @@ def test_only_the_newest_step_is_judged() -> None:
             questions.append(request.messages)
 
     async def main(verifier: Verifier) -> Partial:
-        strategy, run, partial = Grown(verifier=verifier), Run({POLICY: ToyModel(pace=pace)}), Partial()
+        strategy = Grown(verifier=verifier, aggregate="product")
+        run, partial = Run({POLICY: ToyModel(pace=pace)}), Partial()
         while not partial.ended:
             [partial] = await strategy.extend(TASK, run, partial)
             partial = await strategy.judge(TASK, run, partial)
@@ -126,7 +127,7 @@ def test_only_the_newest_step_is_judged() -> None:
         whole = asyncio.run(
             Run({POLICY: ToyModel()}).verify(verifier, TASK, [Grown().candidate(TASK, partial)])
         )
-        assert Grown(verifier=verifier).score(partial) == whole[0].score
+        assert Grown(verifier=verifier, aggregate="product").score(partial) == whole[0].score
 
 
 def test_limits() -> None:
