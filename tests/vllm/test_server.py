@@ -72,7 +72,9 @@ def test_constraints_hold(server: VLLMServer) -> None:
 
         assert await text(Constraint.choice(["red", "blue"])) in {"red", "blue"}
         assert (await text(Constraint("regex", "[a-c]{3}-[0-9]{2}")))[3] == "-"
-        found = "".join((await text(Constraint.json_schema(schema))).split())  # the model likes white space here
+        found = "".join(
+            (await text(Constraint.json_schema(schema))).split()
+        )  # the model likes white space here
         assert '{"n":'.startswith(found[:5])
         found = await text(Constraint("grammar", grammar))
         assert found in {"yes", "no"} or found.startswith("it is ")
