@@ -46,6 +46,7 @@ from stratagem.core.backend import (
 )
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import (
+    BackendTimeoutError,
     ConfigurationError,
     ContextLengthError,
     ProtocolError,
@@ -224,11 +225,11 @@ class OpenAIBackend:
         return {self._where: Snapshot.of(page, dialect.caps.version)}
 
     async def configuration(self) -> Mapping[str, Any] | None:
-        """A vLLM server's own, where it shows it: only if it was started with `VLLM_SERVER_DEV_MODE=1`."""
+        """A vLLM server's own, where it shows it in time: only if it was started with `VLLM_SERVER_DEV_MODE=1`."""
         try:
             told = await (await self._sender()).ask(self._settings.root + "/server_info?config_format=json")
-        except (RejectedError, ProtocolError):
-            return None
+        except (RejectedError, ProtocolError, BackendTimeoutError):
+            return None  # it looks its machine over before it answers, which may take long
         config = told.get("vllm_config") if isinstance(told, dict) else None
         return config if isinstance(config, dict) else None
 
