@@ -17,14 +17,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from stratagem.bench.gym import Document
-from stratagem.core.prompts import RESTART_QUESTION
 
 PAD, END, ASSISTANT, USER = 0, 4, 3, 2
 ROLES = {"system": 1, "user": USER, "assistant": ASSISTANT}
 PROBE_WEIGHT = 6.0
 """Weight of a judge's answer against a token of a solution."""
-RESTART_WEIGHT = 12.0
-"""Of the self-evaluation's: it is asked seldom, and its answers differ little from each other."""
 
 
 @dataclass(slots=True)
@@ -116,8 +113,7 @@ class Encoder:
                 marks += [(start + i, 1.0) for i, end in enumerate(ends) if probe.at + same < end <= stop]
             said += range(len(ids) + 1, len(ids) + len(instead))  # the first one's past is not beside it
             branch = [*instead, END, USER, *self._fixed(probe.question), END, ASSISTANT]
-            weight = RESTART_WEIGHT if probe.question == RESTART_QUESTION else PROBE_WEIGHT
-            learn.append((len(ids) + len(branch) - 1, self.yes, self.no, probe.yes, weight))
+            learn.append((len(ids) + len(branch) - 1, self.yes, self.no, probe.yes, PROBE_WEIGHT))
             ids += branch
             positions += range(seen, seen + len(branch))
             branches += [number] * len(branch)

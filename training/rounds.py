@@ -63,7 +63,7 @@ def document(
 ) -> Document:
     """The solution with a step judge after each line up to the first wrong one, restart probes and marks.
 
-    Restart is asked at the end and at one other place: a line's end, or anywhere.
+    Restart is asked at the end of each line and of the text, and at one place within a line.
     """
     ends = step_ends(text, grade.lines)
     probes: list[Probe] = []
@@ -81,7 +81,7 @@ def document(
             break
         marks.append(Mark(start, end, True))
         start = end
-    cuts = {len(text), rng.choice([*ends[:-1], rng.randrange(len(text)) if text else 0])}
+    cuts = {len(text), *ends, rng.randrange(len(text)) if text else 0}
     probes += [Probe(cut, RESTART_QUESTION, better) for cut in sorted(cuts)]
     return Document((Message("user", question), Message("assistant", text)), tuple(probes), tuple(marks))
 

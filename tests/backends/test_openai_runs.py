@@ -112,7 +112,7 @@ def test_1000_random_runs_report_what_the_server_counted(
 
 @pytest.mark.slow
 def test_500_runs_cancelled_at_random_points_leave_nothing_open(capsys: pytest.CaptureFixture[str]) -> None:
-    permits, part = 8, 100
+    permits, part = 3, 100  # fewer than the samples of a run: calls wait for permits
 
     async def some(first: int) -> tuple[int, int]:
         """On a server of their own: how many runs it took, and how many requests were aborted."""
@@ -122,7 +122,7 @@ def test_500_runs_cancelled_at_random_points_leave_nothing_open(capsys: pytest.C
         def faults(request: SimRequest) -> Fault | None:
             return None if quiet else schedule(request)
 
-        settings = SimSettings(per_token=0.002, first_token=0.001, max_sequences=6)
+        settings = SimSettings(per_token=0.002, first_token=0.001, max_sequences=2)
         async with connected(settings, faults=faults, responder=judging, permits=permits) as (
             server,
             backend,
@@ -168,4 +168,5 @@ async def all_permits_are_back(server: SimulatedServer, backend: OpenAIBackend, 
     async with asyncio.TaskGroup() as group:
         for seed in range(permits):
             group.create_task(backend.generate(Request(ASKED, seed=seed)))
-        await server.until(lambda totals: totals.in_flight == permits)
+        async with asyncio.timeout(60):
+            await server.until(lambda totals: totals.in_flight == permits)

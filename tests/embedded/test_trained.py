@@ -114,5 +114,5 @@ def test_every_batch_gives_the_same_but_for_rounding(known: Known) -> None:
         f"a seeded draw at temperature 1 by {np.mean(shifts):.1e} per token"
     )
     assert off < 2 * known.rounding
-    assert off < 5e-6 * known.greatest
+    assert off < 2e-5 * known.greatest
     assert np.mean(shifts) < 1e-5

@@ -158,7 +158,8 @@ async def cancel_at_random_points(
         asked: list[bool] = []
         if length:
             loop.plan(rng.randint(1, length), partial(_cancel, task, asked))
-        await asyncio.wait({task})
+        done, _ = await asyncio.wait({task}, timeout=120)
+        assert done, (chosen[which], number, "waits for what never comes")
         loop.cancel_plan()
         if not task.cancelled():
             lengths[which] = max(length, loop.steps - begun)
