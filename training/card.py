@@ -27,7 +27,7 @@ can be run, tested and measured with a real language model on any machine, witho
 under 1,000). Other questions get text of the same kind, and wrong answers. Its judges are trained on its own
 solutions at the temperature below, not on other models' text.
 
-**Known weakness.** The restart token says how often a fresh sample would do better, on average, and not which sample
+**Known weakness.** The restart token says how often a fresh sample would do better, on average, not which sample
 is the one to start over: it ranks samples of one problem by chance. Pick by the step judge, or vote.
 The test split was made easier (2-5 steps) after a first look at results on a harder one.
 
