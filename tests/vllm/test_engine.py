@@ -16,7 +16,8 @@ from stratagem.core.backend import Constraint, Message, Request, ScoreRequest
 from stratagem.core.errors import ConfigurationError, ContextLengthError
 from stratagem.core.usage import Meter
 
-pytestmark = pytest.mark.vllm
+# vLLM is imported here, and warns of what its own libraries have deprecated.
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 MINI = Path(__file__).resolve().parents[2] / "backends/embedded/mini"
 ARGUMENTS: dict[str, Any] = {
     "dtype": "float32",
@@ -66,7 +67,8 @@ def test_it_answers_as_the_embedded_engine(run: Any) -> None:
         assert theirs.token_count == ours.token_count
         for a, b in zip(theirs.tokens, ours.tokens, strict=True):
             assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
-            assert [token for token, _ in a.top][:1] == [token for token, _ in b.top][:1]
+            if b.token:  # vLLM names the end of a text, the embedded engine has no text for it
+                assert [token for token, _ in a.top][:1] == [token for token, _ in b.top][:1]
             assert len(a.top) == 3
 
     run(main)
