@@ -39,7 +39,8 @@ class ByHand:
     """The strategies as one would write them for one server."""
 
     def __init__(self, url: str, model: str, n: int, seeds: dict[tuple[Message, ...], int]) -> None:
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        # The server closes a connection that was idle for 5 s.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4)
         self._client = httpx2.AsyncClient(timeout=None, limits=limits)
         self._url = url + "/chat/completions"
         self._model = model

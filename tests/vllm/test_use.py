@@ -119,6 +119,28 @@ def test_an_abandoned_stream_stops_in_the_engine(server: VLLMServer) -> None:
     run(main, server)
 
 
+def test_what_an_unread_stream_has_cost_is_known_within_its_slack(server: VLLMServer) -> None:
+    """Without pieces the server tells only now and then what it has decoded."""
+
+    async def main(backend: OpenAIBackend) -> None:
+        await backend.capabilities()
+        decoded = await counter(server, "generation_tokens_total")
+        endless = Constraint("regex", "[a-c]{900}")
+        request = asked(n=4, max_tokens=900, temperature=1.0, constraint=endless)
+        async with backend.stream(request, deltas=False) as stream:
+            beside = await backend.generate(
+                asked(max_tokens=40, constraint=endless)
+            )  # as long as some of its steps
+        said = stream.usage
+        after = await backend.generate(asked(max_tokens=8, constraint=endless))
+        others = beside.usage.completion_tokens + after.usage.completion_tokens
+        spent = await counter(server, "generation_tokens_total") - decoded - others
+        assert said.completion_tokens <= spent <= said.completion_tokens + said.uncertain_tokens
+        assert said.uncertain_tokens <= 4 * 32
+
+    run(main, server)
+
+
 def test_cancelled_runs_leave_nothing_in_the_engine(server: VLLMServer) -> None:
     async def main(backend: OpenAIBackend) -> None:
         endless = Constraint("regex", "[a-c]{900}")
