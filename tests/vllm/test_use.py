@@ -128,9 +128,7 @@ def test_what_an_unread_stream_has_cost_is_known_within_its_slack(server: VLLMSe
         endless = Constraint("regex", "[a-c]{900}")
         request = asked(n=4, max_tokens=900, temperature=1.0, constraint=endless)
         async with backend.stream(request, deltas=False) as stream:
-            beside = await backend.generate(
-                asked(max_tokens=40, constraint=endless)
-            )  # as long as some of its steps
+            beside = await backend.generate(asked(max_tokens=40, constraint=endless))  # some steps
         said = stream.usage
         after = await backend.generate(asked(max_tokens=8, constraint=endless))
         others = beside.usage.completion_tokens + after.usage.completion_tokens
