@@ -120,7 +120,7 @@ def test_an_abandoned_stream_stops_in_the_engine(server: VLLMServer) -> None:
 
 
 def test_what_an_unread_stream_has_cost_is_known_within_its_slack(server: VLLMServer) -> None:
-    """Without pieces the server tells only now and then what it has decoded."""
+    """Also where nobody reads the pieces, the server's word on what it has decoded is kept."""
 
     async def main(backend: OpenAIBackend) -> None:
         await backend.capabilities()
