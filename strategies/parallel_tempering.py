@@ -68,7 +68,7 @@ class ParallelTempering(Filtering):
                     found.extend((partial, w - filter.log_normalizer) for partial, w in growing)
                 reference = filter.draw(runs[k].rng)
                 ends[k, i].set_result(reference)
-                other = neighbour(k, i)
+                other = _neighbour(k, i)
                 if i + 1 < needed[k] and (other, i) in ends:
                     reference = self._exchanged(run, k, i, reference, await ends[other, i])
 
@@ -87,7 +87,7 @@ class ParallelTempering(Filtering):
         needed = [self.iterations, *(0 for _ in self.temperatures[1:])]
         for i in reversed(range(self.iterations - 1)):
             for k in range(len(needed)):
-                other = neighbour(k, i)
+                other = _neighbour(k, i)
                 if 0 <= other < len(needed) and needed[other] > i + 1:
                     needed[k] = max(needed[k], i + 1)
         return needed
@@ -107,13 +107,13 @@ class ParallelTempering(Filtering):
         self, run: Run, k: int, i: int, mine: Particle[Partial], theirs: Particle[Partial]
     ) -> Particle[Partial]:
         """The reference of chain ``k`` after iteration ``i``; both chains of a pair decide alike."""
-        other = neighbour(k, i)
+        other = _neighbour(k, i)
         temperatures = (self.temperatures[k], self.temperatures[other])
         alpha = swap_probability(temperatures, (mine.log_weight / self.tau, theirs.log_weight / self.tau))
         accepted = random.Random(derive(run.seed, "exchange", i, min(k, other))).random() < alpha
         return theirs if accepted else mine
 
 
-def neighbour(k: int, i: int) -> int:
+def _neighbour(k: int, i: int) -> int:
     """The chain that chain ``k`` may exchange with after iteration ``i``; it may not exist."""
     return k + 1 if (k + i) % 2 == 0 else k - 1

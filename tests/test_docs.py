@@ -123,7 +123,7 @@ def test_every_name_of_the_facade_is_explained() -> None:
 INTERNAL = re.compile(
     r"stratagem\.("
     r"cli|backends\.embedded\.(?!backend$)\w+|bench\.store|bench\.gym\.\w+|bench\.gym\.words\.\w+|graphs\.\w+"
-    r"|core\.(agreement|concurrency|postgres|prompts|seeds))"
+    r"|core\.(agreement|concurrency|files|postgres|prompts|seeds))"
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
 from stratagem.core.errors import ConfigurationError
+from stratagem.core.files import json_object
 
 REMEDY = "Give a folder with config.json, model.safetensors and tokenizer.json, or serve the model with vLLM."
 
@@ -35,18 +35,6 @@ class Config:
     temperature: float | None  # the model's own default, where its folder gives one
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"Cannot read {path}: {error.strerror}.", remedy=REMEDY) from error
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is not JSON: {error}.", remedy=REMEDY) from error
-    if not isinstance(data, dict):
-        raise ConfigurationError(f"{path} holds no JSON object.", remedy=REMEDY)
-    return data
-
-
 def read_config(folder: Path) -> Config:
     """The shape, checked to be one that the engine computes.
 
@@ -54,7 +42,7 @@ def read_config(folder: Path) -> Config:
         ConfigurationError: a file is missing or broken, or the architecture is another one.
     """
     path = folder / "config.json"
-    data = _read_json(path)
+    data = json_object(path, REMEDY)
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     needed = {
         "model_type": (data.get("model_type"), "llama"),
@@ -69,7 +57,7 @@ def read_config(folder: Path) -> Config:
                 f"{path}: {key} is {value!r}; the embedded engine computes {expected!r}.", remedy=REMEDY
             )
     beside = folder / "generation_config.json"
-    generation = _read_json(beside) if beside.exists() else {}
+    generation = json_object(beside, REMEDY) if beside.exists() else {}
     end = generation.get("eos_token_id", data.get("eos_token_id"))
     try:
         heads = int(data["num_attention_heads"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from stratagem.core.errors import ConfigurationError, StoreError
+from stratagem.core.files import lock
 
 FILE = "trials.jsonl"
 
@@ -38,7 +38,7 @@ class TrialFile:
         except OSError as error:
             raise StoreError(f"Cannot write to {folder}: {error.strerror}.") from None
         try:
-            _lock(file, folder)
+            lock(file, folder, "search")
             data = path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
             os.ftruncate(file, len(whole))  # cut off the line that a kill has torn
@@ -97,17 +97,3 @@ def _parsed(path: Path, data: bytes) -> Iterator[dict[str, Any]]:
                 f"{path}:{number} is damaged.", remedy="Delete that line; its trial is run again."
             )
         yield found
-
-
-def _lock(file: int, folder: Path) -> None:
-    """Hold the file until it is closed, by whatever end of the process."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StoreError(
-            f"Another search is writing to {folder}.", remedy="Wait for it, or give another folder."
-        ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -88,8 +89,9 @@ def test_its_step_judge_tells_right_from_broken_steps(mini: tuple[Any, Any]) -> 
             logits = _next(mini, chat)
             scores.append(float(torch.softmax(logits[[yes, no]], 0)[0]))
             assert int(logits.argmax()) in (yes, no)
-    # Chance is 0.5. What it is worth on the model's own samples is in the model card, and it is less.
-    assert area_under_curve([*good, *bad], [True] * 30 + [False] * 30) > 0.65
+    # What it is worth on the model's own samples is in the model card, and it is less.
+    assert fmean(good) - fmean(bad) > 0.3
+    assert area_under_curve([*good, *bad], [True] * 30 + [False] * 30) > 0.9
 
 
 def test_its_restart_token_is_yes_or_no(mini: tuple[Any, Any]) -> None:

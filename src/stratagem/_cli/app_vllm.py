@@ -28,6 +28,16 @@ Python = Annotated[
         metavar="FILE", help="Interpreter of an environment that has vLLM.", rich_help_panel=_SERVER
     ),
 ]
+Repeatable = Annotated[
+    bool,
+    typer.Option(
+        "--repeatable", help="A seed must repeat its text: no speculation.", rich_help_panel=_WORKLOAD
+    ),
+]
+StartupTimeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="Until it must answer.", rich_help_panel=_SERVER)
+]
+Model = Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")]
 
 
 @vllm_app.command(
@@ -36,7 +46,7 @@ Python = Annotated[
     "[dim]$[/dim] stratagem vllm serve ./model --print -- --block-size 64 --enable-lora",
 )
 def vllm_serve(
-    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
+    model: Model,
     flags: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve, which go before the profile's own."),
@@ -58,9 +68,7 @@ def vllm_serve(
         ),
     ] = None,
     python: Python = None,
-    startup_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Until it must answer.", rich_help_panel=_SERVER)
-    ] = 1800.0,
+    startup_timeout: StartupTimeout = 1800.0,
     speculative: Annotated[
         str | None,
         typer.Option(
@@ -79,14 +87,7 @@ def vllm_serve(
     ] = None,
     concurrency: Concurrency = 64,
     context: Context = None,
-    repeatable: Annotated[
-        bool,
-        typer.Option(
-            "--repeatable",
-            help="A seed must repeat its text: no speculation.",
-            rich_help_panel=_WORKLOAD,
-        ),
-    ] = False,
+    repeatable: Repeatable = False,
     debug: Debug = False,
 ) -> None:
     """Serve a model until Ctrl-C. Its address goes to standard output, its log to standard error."""
@@ -159,7 +160,7 @@ def vllm_datastore(
     "[dim]$[/dim] stratagem vllm tune ./model --task jsonl:mine.jsonl --out tuning -- --dtype float32",
 )
 def vllm_tune(
-    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
+    model: Model,
     flags: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- FLAGS]", help="Flags of vllm serve; what they say is not searched."),
@@ -184,14 +185,7 @@ def vllm_tune(
     ] = 512,
     concurrency: Concurrency = 64,
     context: Context = None,
-    repeatable: Annotated[
-        bool,
-        typer.Option(
-            "--repeatable",
-            help="A seed must repeat its text: no speculation.",
-            rich_help_panel=_WORKLOAD,
-        ),
-    ] = False,
+    repeatable: Repeatable = False,
     latency: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Most that 95 % of the requests may take.")
     ] = None,
@@ -216,9 +210,7 @@ def vllm_tune(
     ] = "tuning",
     seed: Annotated[int, typer.Option(help="The same seed tries the same.")] = 0,
     python: Python = None,
-    startup_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Until it must answer.", rich_help_panel=_SERVER)
-    ] = 1800.0,
+    startup_timeout: StartupTimeout = 1800.0,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show the servers' logs.", rich_help_panel=OUTPUT)
     ] = False,

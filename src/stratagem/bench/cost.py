@@ -9,18 +9,18 @@ schedules and talks over a network besides: it is slower, often by half.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from stratagem.core.errors import ConfigurationError
+from stratagem.core.files import json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +135,7 @@ class Shape:
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         remedy = "Give a model folder in the Hugging Face format, or its config.json."
-        try:
-            data: Any = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigurationError(f"Cannot read {path}: {error.strerror}.", remedy=remedy) from error
-        except ValueError as error:
-            raise ConfigurationError(f"{path} is not JSON: {error}.", remedy=remedy) from error
-        if not isinstance(data, dict):
-            raise ConfigurationError(f"{path} holds no JSON object.", remedy=remedy)
+        data = json_object(path, remedy)
         data = data.get("text_config", data)  # of a model that sees pictures too
         for what, keys in _UNKNOWN.items():
             if any(data.get(key) for key in keys):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from typing import Any, Self
 from stratagem.bench.data import Problem
 from stratagem.bench.results import Cell, Key, Served
 from stratagem.core.errors import ConfigurationError, DataError, StoreError
+from stratagem.core.files import lock
 from stratagem.core.task import Task
 
 MANIFEST, PROBLEMS, RESULTS = "manifest.json", "problems.jsonl", "results.jsonl"
@@ -51,7 +51,7 @@ class Store:
         except OSError as error:
             raise StoreError(f"Cannot write to {folder}: {error.strerror}.") from None
         try:
-            _lock(file, folder)
+            lock(file, folder, "bench")
             cells, size = read_cells(folder)
             _settle_manifest(folder, manifest, fresh=not cells)
             _settle_problems(folder, problems, fresh=not cells)
@@ -225,17 +225,3 @@ def _replace(path: Path, text: str) -> None:
             os.close(folder)
     except OSError as error:
         raise StoreError(f"Cannot write {path}: {error.strerror}.") from None
-
-
-def _lock(file: int, folder: Path) -> None:
-    """Hold the folder until the file is closed, by whatever end of the process."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StoreError(
-            f"Another bench is writing to {folder}.", remedy="Wait for it, or use another folder."
-        ) from None
