@@ -63,7 +63,9 @@ class Plan:
     without_logprobs: Callable[[], None]  # told that the server has left them out
     stream: bool
     deltas: bool
-    abort_slack: int  # tokens that vLLM decodes at most, per completion, after it has lost the client
+    abort_slack: (
+        int  # tokens that vLLM decodes at most, per completion, beyond what it told a client that left
+    )
 
 
 @dataclass(slots=True)
@@ -154,7 +156,9 @@ class Call:
     async def _once(self, part: Part, attempt: Attempt) -> tuple[None, Usage]:
         indices = [draft.index for draft in part.drafts]
         plan, endpoint = self.plan, self.sender.endpoint
-        body = completion(plan.request, indices, plan.dialect, stream=plan.stream)
+        # Chunks that nobody reads cost the client time. Half of the slack is for what is decoded and not yet told.
+        every = 1 if plan.deltas else max(1, plan.abort_slack // 2)
+        body = completion(plan.request, indices, plan.dialect, stream=plan.stream, every=every)
         if plan.stream:
             async with endpoint.events(CHAT, body, attempt) as chunks:
                 async for chunk in chunks:

@@ -83,6 +83,29 @@ class Sender:
         tally.add(usage)
         return result
 
+    async def whole(
+        self,
+        once: Callable[[Attempt], Awaitable[tuple[T, Usage]]],
+        *,
+        model: str,
+        tally: Tally,
+        lost: Callable[[], Usage],
+    ) -> T:
+        """As many attempts as make sense, each with a permit. Raises what :meth:`wait` raises."""
+        number = 0
+        while True:
+            with self.endpoint.permits.claim(1) as claim:
+                lease = await claim.take()
+            try:
+                await self.endpoint.admitted()
+                return await self.attempt(once, model=model, tally=tally, lost=lost)
+            except Failed as error:
+                failed = error
+            finally:
+                lease.close()
+            number += 1
+            await self.wait(failed, number, tally)
+
     async def wait(self, failed: Failed, number: int, tally: Tally | None) -> None:
         """Waits until the next attempt may be made after `number` failed ones.
 

@@ -57,8 +57,11 @@ def chat(messages: Sequence[Message], dialect: Dialect) -> dict[str, Any]:
     return body
 
 
-def completion(request: Request, indices: Sequence[int], dialect: Dialect, *, stream: bool) -> dict[str, Any]:
-    """The body that asks for the completions `indices` (consecutive where there is a seed).
+def completion(
+    request: Request, indices: Sequence[int], dialect: Dialect, *, stream: bool, every: int
+) -> dict[str, Any]:
+    """The body that asks for the completions `indices` (consecutive where there is a seed), told, where they are
+    streamed by vLLM, in chunks of `every` tokens.
 
     Raises UnsupportedError for what the server is known not to do.
     """
@@ -90,6 +93,7 @@ def completion(request: Request, indices: Sequence[int], dialect: Dialect, *, st
         body["stream_options"] = {"include_usage": True}
         if dialect.vllm:
             body["stream_options"]["continuous_usage_stats"] = True
+            body["stream_interval"] = every
     return body
 
 

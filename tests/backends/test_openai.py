@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openai_kit import ASKED, assert_covers, connected, quick, run, texts_of
+from openai_kit import ASKED, assert_covers, connected, quick, run, settled, texts_of
 from stratagem.backends import openai as module
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.core.backend import Backend, Chunk, Constraint, Message, Request, ScoreRequest
@@ -96,6 +96,32 @@ def test_a_stream_gives_what_generate_gives() -> None:
                 assert spent.completion_tokens == after.decoded - before.decoded
                 assert spent.prompt_tokens == after.prompt_tokens - before.prompt_tokens
                 assert (spent.uncertain_tokens, spent.calls) == (0, after.billed - before.billed)
+
+    run(main)
+
+
+def test_pieces_that_nobody_reads_are_told_in_fewer_chunks() -> None:
+    """Within the slack of what an abort may cost, which covers what was decoded and not told."""
+    asked_for: list[Any] = []
+
+    def responder(request: SimRequest) -> list[SimCompletion]:
+        asked_for.append(request.body["stream_interval"])
+        return [SimCompletion("a b c d " * 100)]
+
+    async def main() -> None:
+        settings = SimSettings(per_token=0.0002)
+        async with connected(settings, responder=responder, abort_slack=10) as (server, backend):
+            for deltas in (True, False):
+                async with backend.stream(Request(ASKED, max_tokens=90), deltas=deltas) as stream:
+                    assert [c.completion async for c in stream][-1] is not None
+            before = server.totals().decoded
+            async with backend.stream(Request(ASKED, max_tokens=90), deltas=False) as stream:
+                await server.until(lambda totals: totals.decoded > before + 7)
+            await settled(server)
+            spent = stream.usage
+            decoded = server.totals().decoded - before
+            assert spent.completion_tokens <= decoded <= spent.completion_tokens + spent.uncertain_tokens
+        assert asked_for == [1, 5, 5]
 
     run(main)
 

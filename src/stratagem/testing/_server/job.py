@@ -130,6 +130,7 @@ class Job:
         self._exchange.send_json(200, writer.whole(), self.headers)
 
     async def _stream(self, writer: Writer, fault: Fault | None) -> None:
+        every = writer.body.stream_interval
         sent = [0] * len(self._sequences)
         ended = [False] * len(self._sequences)
         began = False
@@ -148,6 +149,8 @@ class Job:
                 whole = sequence.done and decoded == len(writer.choices[i].tokens)
                 if ended[i] or (decoded == before and not whole):
                     continue
+                if before and decoded - before < every and not sequence.done:
+                    continue  # as vLLM: the first token at once, then every so many
                 sent[i], ended[i] = decoded, whole
                 self._record.delivered += decoded - before
                 await self._exchange.write(writer.chunk(writer.choices[i], before, decoded))

@@ -18,6 +18,7 @@ _VLLM_ONLY = {
     "include_stop_str_in_output",
     "return_token_ids",
     "priority",
+    "stream_interval",
     "top_k",
     "min_p",
 }
@@ -93,6 +94,7 @@ class Body(BaseModel):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: _StreamOptions | None = None
+    stream_interval: int = Field(1, ge=1)
     max_tokens: int | None = Field(None, ge=0)
     max_completion_tokens: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
