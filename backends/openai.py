@@ -27,7 +27,7 @@ from stratagem.backends._openai.address import checked_key, checked_url, public
 from stratagem.backends._openai.call import CHAT, Call, Plan
 from stratagem.backends._openai.endpoint import Attempt, Endpoint, Settings
 from stratagem.backends._openai.negotiate import negotiate
-from stratagem.backends._openai.sender import Failed, Sender, Tally
+from stratagem.backends._openai.sender import Sender, Tally
 from stratagem.backends._openai.single import SingleFlight
 from stratagem.backends._openai.wire import Dialect, chat, priced
 from stratagem.backends._tasks import stopped
@@ -323,19 +323,7 @@ class OpenAIBackend:
             prompt = self._prompt_bound(messages) + len(text.encode(errors="surrogatepass"))
             return priced(Usage(uncertain_tokens=prompt + 1, calls=1), self._prices, uncertain_prompt=prompt)
 
-        number = 0
-        while True:
-            with sender.endpoint.permits.claim(1) as claim:
-                lease = await claim.take()
-            try:
-                await sender.endpoint.admitted()
-                return await sender.attempt(once, model=dialect.caps.model, tally=tally, lost=lost)
-            except Failed as error:
-                failed = error
-            finally:
-                lease.close()
-            number += 1
-            await sender.wait(failed, number, tally)
+        return await sender.whole(once, model=dialect.caps.model, tally=tally, lost=lost)
 
     async def _tokenize(self, messages: tuple[Message, ...], dialect: Dialect) -> tuple[int, ...]:
         async def ask() -> tuple[int, ...]:

@@ -62,6 +62,7 @@ _HOME = {
     "stratagem.verifiers.judge": ("Judge",),
     "stratagem.verifiers.math": ("Math",),
     "stratagem.verifiers.restart": ("Restart",),
+    "stratagem.verifiers.reward_model": ("RewardModel",),
     "stratagem.verifiers.schema": ("Schema",),
     "stratagem.verifiers.step_judge": ("StepJudge",),
 }
@@ -145,5 +146,6 @@ if TYPE_CHECKING:
     from stratagem.verifiers.judge import Judge as Judge
     from stratagem.verifiers.math import Math as Math
     from stratagem.verifiers.restart import Restart as Restart
+    from stratagem.verifiers.reward_model import RewardModel as RewardModel
     from stratagem.verifiers.schema import Schema as Schema
     from stratagem.verifiers.step_judge import StepJudge as StepJudge

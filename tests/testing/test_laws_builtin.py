@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from stratagem.core.component import Component
 from stratagem.core.protocols import Strategy, Verifier
 from stratagem.testing import laws
+from stratagem.testing.toy import CAPABLE, ToyModel
 
 
 def shipped(family: type[Component]) -> dict[str, type[Component]]:
@@ -89,7 +92,8 @@ def test_strategy(data: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", list(shipped(Verifier)))
 def test_verifier(kind: str) -> None:
-    laws.verifier(lambda: Verifier.load({"kind": kind, **NEEDED.get(kind, {})}))
+    model = partial(ToyModel, capabilities=replace(CAPABLE, reward=kind == "reward_model"))
+    laws.verifier(lambda: Verifier.load({"kind": kind, **NEEDED.get(kind, {})}), model=model)
 
 
 def test_equalities() -> None:

@@ -173,6 +173,7 @@ class Capabilities:
     seed: bool = False
     logprobs: int = 0  # how many top log-probabilities it gives at most; -1: none at all
     prompt_logprobs: bool = False  # score() works
+    reward: bool = False  # score() gives each continuation one entry: the log-probability that it is good
     constraints: frozenset[str] = frozenset()  # of choice, regex, json, grammar
     continue_final: bool = False  # continues a trailing assistant message
     exact_count: bool = False  # count_tokens() is exact, not an upper bound

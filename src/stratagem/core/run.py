@@ -60,6 +60,7 @@ R = TypeVar("R")
 Prompt = str | Task | Sequence[Message]
 POLICY = "policy"
 JUDGE = "judge"
+REWARD = "reward"
 
 
 def as_messages(prompt: Prompt) -> tuple[Message, ...]:
@@ -245,11 +246,11 @@ class Run:
                 yield stream
 
     async def score(self, prompt: Prompt, continuations: Sequence[str], *, role: str = POLICY) -> Scoring:
-        """Log-probabilities of the tokens of each continuation, each on its own."""
+        """Log-probabilities of the tokens of each continuation, each on its own; of a reward model, rewards."""
         backend = self.model(role)
         messages = as_messages(prompt)
         caps = await self._capabilities(role)
-        if not caps.prompt_logprobs:
+        if not (caps.prompt_logprobs or caps.reward):
             raise UnsupportedError(f"{backend.name} cannot score given continuations.")
         # One token per byte is the most a byte-level vocabulary can need.
         longest = sum(len(text.encode()) + 1 for text in continuations)

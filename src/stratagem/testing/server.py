@@ -7,7 +7,8 @@
 
 It speaks `/v1/chat/completions`, `/v1/completions` and `/v1/models`, and, as vLLM does, `/version`,
 `/tokenize`, prompt log-probabilities, structured outputs and continuous usage; `flavour="openai"` takes
-vLLM's part away. `SimulatedProcess` runs the same in a process of its own (`python -m
+vLLM's part away. With `reward=True` it serves a reward model by `/classify` and `/pooling` instead.
+`SimulatedProcess` runs the same in a process of its own (`python -m
 stratagem.testing.server`), which a test can kill and whose CPU a benchmark does not share; its books are at
 `GET /sim/totals` and `GET /sim/records`.
 """

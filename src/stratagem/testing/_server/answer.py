@@ -1,14 +1,16 @@
 """Answers: what is decoded for each choice, and the bodies and stream chunks that carry it."""
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 from stratagem.testing._server.text import (
     EOS,
+    POOLING,
     SimCompletion,
     SimRequest,
     Vocabulary,
@@ -42,6 +44,7 @@ class Choice:
     finish: str
     stop_reason: str | None
     hold: int
+    head: tuple[float, ...] = ()
 
     def visible(self, decoded: int) -> int:
         """How many characters may be shown: what could begin a stop string is held back."""
@@ -83,7 +86,8 @@ def plan(flavour: Flavour, request: SimRequest, completion: SimCompletion, index
         tokens, ends, text, finish = [Token(EOS, "", 0.0, {})], (0, 0), "", "length"
     hold = max((len(stop) for stop in request.stop), default=1) - 1
     prefix = request.prompt if body.echo and request.endpoint == "completions" else ""
-    return Choice(index, prefix, tuple(tokens), ends, text, finish, stop_reason, hold)
+    head = tuple(completion.head)
+    return Choice(index, prefix, tuple(tokens), ends, text, finish, stop_reason, hold, head)
 
 
 def prompt_scores(request: SimRequest, count: int) -> list[Token | None]:
@@ -151,6 +155,8 @@ class Writer:
 
     def whole(self) -> dict[str, Any]:
         """The body of a plain answer."""
+        if self.requests[0].endpoint in POOLING:
+            return self._pooled()
         name = "chat.completion" if self.endpoint == "chat" else "text_completion"
         head = self._head(name)
         head["choices"] = [self._whole_choice(choice) for choice in self.choices]
@@ -158,6 +164,14 @@ class Writer:
         if self.endpoint == "chat" and self.body.prompt_logprobs is not None:
             head["prompt_logprobs"] = self._vllm_prompt_logprobs(self.requests[0])
         return head
+
+    def _pooled(self) -> dict[str, Any]:
+        """A row of numbers for each prompt, as vLLM's `/classify` and `/pooling` give it."""
+        key = "probs" if self.requests[0].endpoint == "classify" else "data"
+        active = self.body.use_activation is not False
+        rows = [_activated(choice.head) if active else list(choice.head) for choice in self.choices]
+        data = [{"index": i, key: row} for i, row in enumerate(rows)]
+        return {**self._head("list"), "data": data, "usage": self.usage(0)}
 
     def _head(self, name: str) -> dict[str, Any]:
         return {"id": self.response_id, "object": name, "created": self.created, "model": self.model}
@@ -275,6 +289,13 @@ class Writer:
 def sse(value: object) -> bytes:
     """One server-sent event."""
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _activated(numbers: Sequence[float]) -> list[float]:
+    """The sigmoid of one number, the softmax of several."""
+    logits = [0.0, *numbers] if len(numbers) == 1 else numbers
+    weights = [math.exp(number) for number in logits]
+    return [weight / math.fsum(weights) for weight in weights[-len(numbers) :]]
 
 
 def _named(piece: str, value: float) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from stratagem.testing._server.wire import (
 )
 
 _COMPLETIONS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+_POOLING: dict[str, Endpoint] = {"/classify": "classify", "/pooling": "pooling"}
 
 
 class SimulatedServer:
@@ -137,8 +138,9 @@ class SimulatedServer:
     async def _handle(self, exchange: Exchange) -> None:
         request = exchange.request
         try:
-            if request.path in _COMPLETIONS and request.method == "POST":
-                await self._complete(exchange, _COMPLETIONS[request.path])
+            served = _POOLING if self.settings.reward else _COMPLETIONS
+            if request.path in served and request.method == "POST":
+                await self._complete(exchange, served[request.path])
                 return
             if not request.path.startswith("/sim/"):
                 self._others += 1
@@ -240,6 +242,8 @@ class SimulatedServer:
             body.n = 1
         if s.ignores_logprobs:
             body.logprobs = body.top_logprobs = None
+        if s.reward and "add_generation_prompt" not in data:
+            body.add_generation_prompt = False
         record.stream, record.n = body.stream, body.n
         return body, sim_requests(
             s.flavour,

@@ -20,6 +20,7 @@ class SimSettings(BaseModel):
         default=False, description="give one completion whatever n says, as some servers do"
     )
     ignores_logprobs: bool = Field(default=False, description="give no log-probabilities, as some servers do")
+    reward: bool = Field(default=False, description="serve a reward model: rewards, no completions")
     max_model_len: int = Field(default=8192, ge=1)
     mean_tokens: float = Field(default=40.0, gt=0, description="mean length of an answer")
     spread: float = Field(default=0.6, ge=0, description="log-scale deviation of the lengths; 0: all alike")

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 EOS = "<|end|>"
+POOLING = frozenset({"classify", "pooling"})
 _PIECE = re.compile(r"<\|\w+\|>|\s?[^\W\d_]{1,12}|\s?\d|\s?[^\w\s]|\s?_|\s|\w")
 _WORDS = tuple(
     re.findall(
@@ -97,12 +98,14 @@ class SimCompletion:
     """What the simulated model says.
 
     `logprobs` (nats, one per piece of `tokenize(text)`) and `top` (alternatives per piece, token to logprob)
-    may be left out; the server then fills in `logprob` of each piece.
+    may be left out; the server then fills in `logprob` of each piece. A reward model says no text, but the
+    numbers of its head.
     """
 
     text: str
     logprobs: Sequence[float] | None = None
     top: Sequence[Mapping[str, float]] | None = None
+    head: Sequence[float] = ()
 
 
 Responder = Callable[[SimRequest], Sequence[SimCompletion]]
@@ -111,6 +114,11 @@ Responder = Callable[[SimRequest], Sequence[SimCompletion]]
 def logprob(previous: str, piece: str) -> float:
     """Natural log-probability in (-3, -0.05) of a piece after the one before it, decoded or scored."""
     return -0.05 - 2.95 * (zlib.crc32(f"{previous}\x00{piece}".encode()) / 2**32)
+
+
+def logit(prompt: str) -> float:
+    """What the simulated reward model's head gives to a whole prompt, in [-4, 4)."""
+    return 8 * (zlib.crc32(prompt.encode()) / 2**32) - 4
 
 
 def alternatives(piece: str, value: float, count: int) -> dict[str, float]:
@@ -129,12 +137,15 @@ class ToyResponder:
 
     Lengths are log-normal with mean `mean_tokens` and log-scale deviation `spread` (0: all alike). With
     temperature 0 the seed is ignored, as greedy decoding does; without a seed the request's number serves.
+    What is to be rewarded gets its `logit`.
     """
 
     mean_tokens: float = 40.0
     spread: float = 0.6
 
     def __call__(self, request: SimRequest) -> list[SimCompletion]:
+        if request.endpoint in POOLING:
+            return [SimCompletion("", head=[logit(request.prompt)])]
         base = request.seed if request.seed is not None else 1_000_003 * (request.number + 1)
         seeds = [0] * request.n if request.temperature == 0 else [base + i for i in range(request.n)]
         return [self._complete(request, Random(f"{seed}\x00{request.prompt}")) for seed in seeds]

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stratagem.testing._server.text import SimRequest, Vocabulary, render_chat, tokenize
+from stratagem.testing._server.text import POOLING, SimRequest, Vocabulary, render_chat, tokenize
 
 Flavour = Literal["vllm", "openai"]
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "classify", "pooling"]
 _VLLM_ONLY = {
     "structured_outputs",
     "prompt_logprobs",
@@ -89,6 +89,8 @@ class Body(BaseModel):
     model: str | None = None
     messages: list[dict[str, Any]] | None = None
     prompt: str | list[int] | list[str] | list[list[int]] | None = None
+    input: str | list[str] | None = None
+    use_activation: bool | None = None
     n: int = Field(1, ge=1, le=_MAX_N)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
@@ -161,6 +163,8 @@ def _problem(endpoint: Endpoint, body: Body, data: Mapping[str, Any]) -> tuple[s
         return "`messages` must be a non-empty list.", "messages"
     if endpoint == "completions" and not body.prompt:
         return "Either prompt or prompt_embeds must be provided and non-empty.", "prompt"
+    if endpoint in POOLING and not (body.messages or body.input):
+        return "You must pass at least one prompt", "input"
     if endpoint == "chat" and body.top_logprobs and not body.logprobs:
         return "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs"
     if data.get("stream_options") and not body.stream:
@@ -212,6 +216,8 @@ def sim_requests(
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     if endpoint == "completions" and asked is None:
         asked = 16
+    if endpoint in POOLING:
+        asked = 0
     requests = []
     for prompt in _prompts(flavour, body, vocabulary):
         pieces = tuple(tokenize(prompt))
@@ -251,7 +257,7 @@ def _prompts(flavour: Flavour, body: Body, vocabulary: Vocabulary) -> list[str]:
         except ValueError as error:
             raise bad_request(flavour, str(error), "messages") from error
         return [rendered]
-    prompt = body.prompt or ""
+    prompt = body.prompt or body.input or ""
     if isinstance(prompt, str):
         return [prompt]
     try:
