@@ -337,6 +337,7 @@ def _common(found: Sequence[Capabilities]) -> Capabilities:
         seed=all(caps.seed for caps in found),
         logprobs=min(caps.logprobs for caps in found),
         prompt_logprobs=all(caps.prompt_logprobs for caps in found),
+        reward=all(caps.reward for caps in found),
         constraints=frozenset.intersection(*(caps.constraints for caps in found)),
         continue_final=all(caps.continue_final for caps in found),
         exact_count=all(caps.exact_count for caps in found),

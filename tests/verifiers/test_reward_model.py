@@ -14,6 +14,7 @@ import stratagem as sg
 from openai_kit import assert_covers, quick, settled
 from stratagem.backends.journaled import Journal, Journaled
 from stratagem.backends.openai import OpenAIBackend, forget
+from stratagem.backends.pooled import Pooled
 from stratagem.backends.vllm.pooling import PoolingBackend
 from stratagem.core.errors import BackendTimeoutError, ProtocolError, UnavailableError, UnsupportedError
 from stratagem.core.usage import Prices
@@ -331,6 +332,23 @@ def test_a_journaled_reward_is_not_paid_for_twice(tmp_path: Any) -> None:
             assert server.totals().requests > paid
             await again.aclose()
             await journal.aclose()
+
+    run(main)
+
+
+def test_several_servers_of_one_reward_model_stand_in_for_each_other() -> None:
+    async def main() -> None:
+        async with rewarding(retries=0) as (_, one), rewarding(retries=0) as (other, two):
+            pool = Pooled([one, two], name="pool#rm")
+            expected = [pytest.approx(rewarded(chat("x")))]
+            assert await scores(sg.RewardModel(), run_with(pool), "x") == expected
+            before = other.totals().requests
+            async with rewarding(retries=0, faults=lambda _: NAMED_FAULTS["500"]) as (_, broken):
+                pool = Pooled([broken, two], name="pool#rm")
+                texts = [f"{i}" for i in range(4)]
+                for text in texts:
+                    await scores(sg.RewardModel(), run_with(pool), text)
+            assert other.totals().requests == before + len(texts)
 
     run(main)
 

@@ -226,7 +226,7 @@ class Backend(Protocol):
         ...
 
     async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
-        """Log-probabilities of given continuations."""
+        """Log-probabilities of given continuations; of a reward model, those that each is good."""
         ...
 
     async def aclose(self) -> None:
