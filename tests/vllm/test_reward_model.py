@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import stratagem as sg
+from stratagem.backends.vllm.plan import plan
 from stratagem.backends.vllm.pooling import PoolingBackend
 from stratagem.backends.vllm.server import VLLMServer
 from stratagem.core.errors import ContextLengthError, UnsupportedError
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.vllm
 
 QUESTION = "Tina has 35 beads. Tina loses 27 beads. How many has Tina?"
 ANSWERS = ["8", "35 - 27 = 8\nThe answer is 8.", "35 + 27 = 62\nThe answer is 62.", "I cannot say."]
-FLAGS = ["--runner", "pooling", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
+FLAGS = ["--runner", "pooling", "--dtype", "float32", "--max-model-len", "512"]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rewarding(folder: Path) -> Iterator[VLLMServer]:
-    flags = [*FLAGS, "--kv-cache-memory-bytes", str(2**28)]
-    with in_thread(VLLMServer(folder, flags, name="rm", startup_timeout=1800)) as server:
+    arguments = plan("agent", [*FLAGS, "--kv-cache-memory-bytes", str(2**28)]).arguments
+    with in_thread(VLLMServer(folder, arguments, name="rm", startup_timeout=1800)) as server:
         yield server
 
 
