@@ -247,6 +247,8 @@ def _read(answer: object, count: int) -> tuple[list[list[float]], Usage]:
 
 def _row(value: Any) -> list[float]:
     """The numbers of an input; those of its last token, where each token has some."""
+    if not value:
+        raise ValueError("an input has no numbers")
     if isinstance(value[-1], list):
         return _row(value[-1])
     return [float(number) for number in value]

@@ -180,6 +180,26 @@ def test_a_reward_is_a_number_in_range_or_an_error_and_what_it_cost_is_billed() 
     run(main)
 
 
+def test_an_answer_without_numbers_is_not_the_protocol() -> None:
+    async def main() -> None:
+        async with rewarding(by(lambda _: []), retries=0) as (server, backend):
+            run = run_with(backend)
+            with pytest.raises(ProtocolError, match=r"not the protocol: .*no numbers"):
+                await scores(sg.RewardModel(), run, "x")
+            assert_covers(run.ledger.spent, server)
+
+    run(main)
+
+
+def test_of_a_model_that_rewards_every_token_the_last_counts() -> None:
+    async def main() -> None:
+        rows: Any = [[-1.0, 3.0], [2.0, 0.5]]
+        async with rewarding(by(lambda _: rows), endpoint="pooling", label=0) as (_, backend):
+            assert await scores(sg.RewardModel(), run_with(backend), "x") == [pytest.approx(sigmoid(2.0))]
+
+    run(main)
+
+
 def test_rewards_compose_with_each_other_and_with_other_verifiers() -> None:
     async def main() -> None:
         async with rewarding() as (_, one), rewarding(by(lambda _: [1.0])) as (_, other):
