@@ -70,7 +70,8 @@ class ParallelTempering(Filtering):
                 ends[k, i].set_result(reference)
                 other = _neighbour(k, i)
                 if i + 1 < needed[k] and (other, i) in ends:
-                    reference = self._exchanged(run, k, i, reference, await ends[other, i])
+                    theirs = await asyncio.shield(ends[other, i])  # a wait that is cancelled leaves it be
+                    reference = self._exchanged(run, k, i, reference, theirs)
 
         async def cold(growing: Weighted) -> None:
             await self.interim(task, run, [*found, *growing])

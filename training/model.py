@@ -208,6 +208,7 @@ class Mistakes(nn.Module):
         self.right = nn.Linear(config.hidden, 1)
         self.likely = nn.Linear(config.hidden, 1)
         self.instead = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.flawless = nn.Linear(config.hidden, 1)
 
     def forward(self, below: Tensor) -> Tensor:
         """Logits of "still right", shape (...,), for states of shape (..., hidden)."""
@@ -218,6 +219,12 @@ class Mistakes(nn.Module):
         vocabulary are those of what was expected here, shape (..., hidden)."""
         h = self.norm(below)
         return self.likely(h)[..., 0], self.instead(h)
+
+    def verdict(self, hidden: Tensor) -> Tensor:
+        """Logits of "all lines so far are right", shape (...,), for final states of shape (..., hidden) at the
+        answer of a question about a restart. That answer depends on the problem at least as much as on the lines,
+        and most problems tell nothing of them, since all samples fail or all succeed; this one tells every time."""
+        return self.flawless(hidden)[..., 0]
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

@@ -40,6 +40,8 @@ MARKS_SHARE = 1.0
 """Of the loss of the marks (`Mistakes`), beside the mean loss of tokens and answers."""
 EXPECTED_SHARE = 1.0
 """Of the loss of what was expected in place of each token of a solution (`Mistakes.expected`)."""
+VERDICT_SHARE = 2.0
+"""Of the loss of whether all lines so far are right, at questions about a restart (`Mistakes.verdict`)."""
 EARLY_SHARE = 0.3
 """Of the loss of tokens read off two layers below the top. What the model would write must be known there for the
 two layers above to judge: one compares what was written with it, the other looks whether all of a line agreed."""
@@ -65,6 +67,9 @@ def losses(model: Decoder, mistakes: Mistakes, batch: Batch) -> tuple[Tensor, Te
         whole = whole + MARKS_SHARE * marked
     if len(batch.said):
         whole = whole + EXPECTED_SHARE * _expected(model, mistakes, batch, hidden.flatten(0, 1), below[-1])
+    if len(batch.judged):
+        flawless = mistakes.verdict(hidden.flatten(0, 1)[batch.judged]).float()
+        whole = whole + VERDICT_SHARE * F.binary_cross_entropy_with_logits(flawless, batch.verdict)
     written = batch.weight == 1
     if written.any() and len(below) > 2 and below[-2].requires_grad:
         early = model.logits(model.norm(below[-2].flatten(0, 1)[batch.where[written]])).float()

@@ -105,3 +105,19 @@ def test_its_restart_token_is_yes_or_no(mini: tuple[Any, Any]) -> None:
             {"role": "user", "content": RESTART_QUESTION},
         ]
         assert int(_next(mini, chat).argmax()) in answers
+
+
+def test_its_restart_token_tells_right_from_broken_solutions(mini: tuple[Any, Any]) -> None:
+    tokenizer = mini[1]
+    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+    words, rng = skill("words"), random.Random(0)
+    stay: list[float] = []
+    for index in range(60):
+        problem = words.problem("test", index // 2)
+        chat = [
+            {"role": "user", "content": problem.question},
+            {"role": "assistant", "content": corrupt(problem, rng) if index % 2 else problem.solution},
+            {"role": "user", "content": RESTART_QUESTION},
+        ]
+        stay.append(float(torch.softmax(_next(mini, chat)[[no, yes]], 0)[0]))
+    assert area_under_curve(stay, [index % 2 == 0 for index in range(60)]) > 0.7

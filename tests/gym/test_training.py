@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stratagem.bench.gym import Document, Message, Probe, skill
+from stratagem.bench.gym import Document, Mark, Message, Probe, skill
 from stratagem.core.prompts import RESTART_QUESTION, STEP_QUESTION
 
 torch = pytest.importorskip("torch")
@@ -132,6 +132,19 @@ def test_marks_tell_where_a_line_goes_wrong(module: Any) -> None:
     assert said == {0.0: "8 pens.", 1.0: "7 pens."}
     step = encoder.row(Document(chat, (Probe(text.index("\n"), STEP_QUESTION, 1.0),)))
     assert not step.marks, "a right step alone has nothing to be compared with"
+
+
+def test_a_question_about_a_restart_is_told_whether_a_wrong_line_stands_before_it(module: Any) -> None:
+    data = module("data")
+    text = "Ann has 3 + 4 = 7 pens.\nBen has 9 - 7 = 3 pens.\nThe answer is 3."
+    first, second = text.index("\n"), text.rindex("\n")
+    chat = (Message("user", "How many?"), Message("assistant", text))
+    marks = (Mark(0, first, True), Mark(first, second - 7, True), Mark(second - 7, second, False))
+    probes = tuple(Probe(at, RESTART_QUESTION, 0.5) for at in (first, second - 3, second, len(text)))
+    row = data.Encoder(TOKENIZER).row(Document(chat, (Probe(first, STEP_QUESTION, 1.0), *probes), marks))
+    assert [right for _, right in row.verdicts] == [1.0, 1.0, 0.0, 0.0]
+    answers = [index for index, _, _, share, _ in row.learn if share == 0.5]
+    assert [index for index, _ in row.verdicts] == answers
 
 
 def test_a_deeper_model_starts_as_the_one_it_comes_from(module: Any, tiny: Any) -> None:
