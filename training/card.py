@@ -58,8 +58,8 @@ best of n needs. Accuracy by family and number of steps, one sample, test: {fami
 From scratch by `training/` of this repository, about {minutes} minutes in all on 2 CPU cores that other programs
 used too: supervised on generated problems and on right and wrong steps side by side, the wrong ones made up or
 written by the model itself on fresh training problems and graded by the generator; every token of such a pair is
-marked for the layer below the last. The last was trained on its own first, mainly for the restart token. Commands and
-reasons: `training/README.md`. Measured by `training/evaluate.py`.
+marked for the layer below the last. The last was trained on its own first, mainly for the restart token. Commands
+and reasons: `training/README.md`. Measured by `training/evaluate.py`.
 """
 
 
