@@ -1,0 +1,277 @@
+"""The dataflow executor of plans: each call begins when its last input arrives, and no call waits for any other.
+
+There are no rounds and nothing is polled: the step of the event loop that brings a result also starts what has
+waited for it alone, or writes off what can no longer run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import AsyncExitStack, aclosing, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from stratagem.core.concurrency import task_group
+from stratagem.tools.dag import Call, Plan, Problem, duplicate, loose_ends
+from stratagem.tools.tool import Failed, Tool, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A call that never began."""
+
+    because: str | None  # the call whose failure was the first cause; None: the execution was cancelled
+
+
+Outcome: TypeAlias = Value | Failed | Skipped
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds of the event loop's clock; ``started`` follows ``ready`` at once, unless permits were short."""
+
+    ready: float
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of a plan."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by id of the call
+    problems: list[Problem] = field(default_factory=list)
+    error: Exception | None = None  # what ended the stream of calls too early
+    timings: dict[str, Timing] = field(default_factory=dict)  # of the calls that were ready to begin
+    cost: float = 0.0  # money, by the tools' prices and the attempts that ended
+
+    @property
+    def complete(self) -> bool:
+        """Whether every call has given its own result and nothing was wrong with the plan."""
+        good = all(isinstance(each, Value) and each.failure is None for each in self.outcomes.values())
+        return good and not self.problems and self.error is None
+
+
+class Execution:
+    """Runs one plan, once. ``report`` can be read at any time, also after a cancellation.
+
+    Args:
+        tools: by name, see :func:`stratagem.tools.tool.toolbox`.
+        permits: calls at a time, first come first served; executions may share it. ``None`` is no limit.
+    """
+
+    def __init__(self, tools: Mapping[str, Tool], *, permits: asyncio.Semaphore | None = None) -> None:
+        self.report = Report()
+        self._tools = tools
+        self._permits = permits
+        self._calls: dict[str, Call] = {}
+        self._missing: dict[str, int] = {}  # how many inputs each waiting call lacks
+        self._takers: defaultdict[str, list[str]] = defaultdict(list)  # who takes whose result
+        self._results: dict[str, Any] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._shared: dict[
+            str, Value | Failed | list[str]
+        ] = {}  # equal calls: the outcome, or who waits for it
+        self._keys: dict[str, str] = {}  # of the calls that others may share
+        self._settling: deque[tuple[str, Outcome]] = deque()
+        self._busy = False  # somebody further up the stack empties ``_settling``
+        self._failed: str | None = None  # the call that stopped everything
+        self._feeding: asyncio.Task[None] | None = None
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self, calls: Plan | AsyncIterable[Any]) -> Report:
+        """Run a plan, or calls (as objects or plain data) while they still arrive.
+
+        When cancelled, the tools are cancelled first; ``report`` then says how far it came.
+        """
+        if self._group is not None:
+            raise RuntimeError("An Execution runs once; make another.")
+        try:
+            async with task_group() as self._group:
+                if isinstance(calls, Plan):
+                    self.report.problems += calls.problems
+                    for each in calls.calls:
+                        self._add(each)
+                    self._all_known()
+                else:
+                    self._feeding = self._group.create_task(self._feed(calls))
+        finally:
+            for name in self._calls:
+                self.report.outcomes.setdefault(name, Skipped(self._failed))
+        return self.report
+
+    async def _feed(self, calls: AsyncIterable[Any]) -> None:
+        async with AsyncExitStack() as stack:
+            if isinstance(calls, AsyncGenerator):
+                await stack.enter_async_context(aclosing(calls))
+            try:
+                async for each in calls:
+                    self._add(each)
+                    if self._failed is not None:
+                        break
+            except Exception as error:  # what has begun goes on
+                self.report.error = error
+            self._all_known()
+
+    def _add(self, data: Any) -> None:
+        call = data if isinstance(data, Call) else Call.parse(data)
+        if isinstance(call, Problem):
+            self.report.problems.append(call)
+            return
+        if call.id in self._calls:
+            self.report.problems.append(duplicate(call.id))
+            return
+        self._calls[call.id] = call
+        if self._failed is not None:
+            return
+        wrong = list(call.problems(self._tools))
+        if wrong:
+            self._refuse(call.id, wrong)
+            self._follow()
+            return
+        outcomes = self.report.outcomes
+        lost = next((need for need in call.needs if need in outcomes and need not in self._results), None)
+        if lost is not None:
+            self._settle(call.id, _without(lost, outcomes[lost]))
+            return
+        waits = [need for need in call.needs if need not in self._results]
+        for need in waits:
+            self._takers[need].append(call.id)
+        self._missing[call.id] = len(waits)
+        if not waits:
+            self._start(call)
+
+    def _all_known(self) -> None:
+        """No call will be added: what waits for one that is not there, or for itself, has failed."""
+        if not self._missing or self._failed is not None:
+            return
+        wrong: defaultdict[str, list[Problem]] = defaultdict(list)
+        for problem in loose_ends(self._calls.values()):
+            if problem.call in self._missing:
+                wrong[problem.call].append(problem)
+        for name, problems in wrong.items():
+            self._refuse(
+                name, problems
+            )  # all before what follows: of a cycle every call has failed, none is skipped
+        self._follow()
+
+    def _refuse(self, name: str, problems: list[Problem]) -> None:
+        self.report.problems += [each for each in problems if each not in self.report.problems]
+        failed = Failed("plan", " ".join(problem.message for problem in problems))
+        self._settling.append((name, failed))
+
+    def _start(self, call: Call) -> None:
+        assert self._group is not None
+        del self._missing[call.id]
+        tool = self._tools[call.tool]
+        self.report.timings[call.id] = Timing(asyncio.get_running_loop().time())
+        filled = call.filled(self._results)
+        checked = filled if isinstance(filled, Failed) else tool.check(filled)
+        if isinstance(checked, Failed):
+            self._settle(call.id, checked)
+            return
+        if tool.effect == "read_only" and (key := _key(tool.name, filled, call.retries)) is not None:
+            same = self._shared.setdefault(key, [])
+            if not isinstance(same, list):
+                self._settle(call.id, replace(same, attempts=0))
+                return
+            same.append(call.id)
+            if len(same) > 1:
+                return
+            self._keys[call.id] = key
+        self._running[call.id] = self._group.create_task(self._call(call, tool, checked))
+
+    async def _call(self, call: Call, tool: Tool, checked: dict[str, Any]) -> None:
+        timing = self.report.timings[call.id]
+        clock = asyncio.get_running_loop().time
+        try:
+            async with self._permits or nullcontext():
+                timing.started = clock()
+                outcome = await tool.invoke(
+                    checked, retries=0 if tool.effect == "destructive" else call.retries
+                )
+        except asyncio.CancelledError:
+            self.report.outcomes[call.id] = (
+                Skipped(self._failed)
+                if timing.started is None
+                else Failed("cancelled", f"{call.id} was cancelled while it ran.", attempts=1)
+            )
+            raise
+        finally:
+            timing.ended = clock()
+            del self._running[call.id]
+        self.report.cost += outcome.attempts * tool.cost
+        task = asyncio.current_task()
+        if (
+            task is not None and task.cancelling()
+        ):  # a tool that kept it to itself: nothing may start any more
+            self.report.outcomes[call.id] = outcome
+            raise asyncio.CancelledError
+        self._settle(call.id, outcome)
+
+    def _settle(self, name: str, outcome: Outcome) -> None:
+        """Note how a call has ended and do what follows."""
+        self._settling.append((name, outcome))
+        self._follow()
+
+    def _follow(self) -> None:
+        """Do what follows from what has been settled; iterative, since chains may be long."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._settling:
+                self._note(*self._settling.popleft())
+        finally:
+            self._busy = False
+
+    def _note(self, name: str, outcome: Outcome) -> None:
+        if name in self.report.outcomes or (self._failed is not None and isinstance(outcome, Skipped)):
+            return  # it lacks two inputs; or all that is left is written off in the end
+        call = self._calls[name]
+        self._missing.pop(name, None)
+        if not isinstance(outcome, Skipped) and (key := self._keys.pop(name, None)) is not None:
+            waiting, self._shared[key] = self._shared[key], outcome
+            assert isinstance(waiting, list)
+            for other in waiting[1:]:
+                self._settle(other, replace(outcome, attempts=0))
+        if isinstance(outcome, Failed) and call.on_failure == "default":
+            outcome = Value(call.default, outcome.attempts, outcome)
+        self.report.outcomes[name] = outcome
+        if isinstance(outcome, Value):
+            self._results[name] = outcome.data
+        elif isinstance(outcome, Failed) and call.on_failure == "fail":
+            self._stop(name)
+        for taker in self._takers.pop(name, ()):
+            if taker not in self._missing:
+                continue  # written off because of another input
+            if not isinstance(outcome, Value):
+                self._settle(taker, _without(name, outcome))
+                continue
+            self._missing[taker] -= 1
+            if self._missing[taker] == 0 and self._failed is None:
+                self._start(self._calls[taker])
+
+    def _stop(self, name: str) -> None:
+        if self._failed is not None:
+            return
+        self._failed = name
+        for task in (*self._running.values(), *([self._feeding] if self._feeding else [])):
+            if task is not asyncio.current_task():
+                task.cancel()
+
+
+def _key(*parts: Any) -> str | None:
+    """One text for equal calls; ``None`` for data that is not quite JSON."""
+    try:
+        return json.dumps(parts, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _without(name: str, outcome: Outcome) -> Skipped:
+    """What becomes of a call whose input ``name`` has this outcome."""
+    return Skipped(outcome.because if isinstance(outcome, Skipped) else name)

@@ -1,0 +1,359 @@
+"""Tools: typed functions that a model may call, with limits, and outcomes that are data.
+
+Whatever a call does, :class:`Tool` gives a :class:`Value` or a :class:`Failed` and raises nothing but a
+cancellation from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import json
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeAlias, overload
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from stratagem.core.errors import ConfigurationError
+
+Effect: TypeAlias = Literal["read_only", "idempotent", "destructive"]
+Why: TypeAlias = Literal[
+    "plan", "arguments", "reference", "error", "timeout", "result", "too_large", "cancelled"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A call that gave nothing."""
+
+    why: Why
+    """``plan`` (see :class:`stratagem.tools.dag.Problem`), ``arguments`` that do not fit the signature, a
+    ``reference`` to what a result does not have, an ``error`` raised, ``timeout``, a ``result`` that is not what
+    the signature says or no JSON, ``too_large``, or ``cancelled``."""
+    message: str
+    error: BaseException | None = None  # what was raised, whole: with its cause, group and traceback
+    attempts: int = 0  # how often the function was begun
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A call's result as plain JSON data."""
+
+    data: Any
+    attempts: int = 1  # how often the function was begun: 0 where the result is another call's
+    failure: Failed | None = None  # why ``data`` is the default that the call names
+
+
+@dataclass(slots=True, eq=False)
+class _Gate:
+    """What limits a tool in one event loop."""
+
+    permits: asyncio.Semaphore | None
+    free: float = 0.0  # loop time of the next start that ``rate`` allows
+
+
+@dataclass(frozen=True, eq=False)
+class Tool:
+    """A function with its limits; made by :func:`tool`, which explains the fields."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]  # JSON schema of the arguments
+    function: Callable[..., Any]
+    timeout: float
+    retries: int
+    concurrency: int | None
+    rate: float | None
+    cost: float
+    effect: Effect
+    max_bytes: int
+    _arguments: Mapping[str, TypeAdapter[Any]]
+    _result: TypeAdapter[Any]
+    _gates: dict[asyncio.AbstractEventLoop, _Gate] = field(default_factory=dict)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The tool as the ``tools`` of OpenAI's interface list it."""
+        told = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": told}
+
+    def misfits(self, arguments: Mapping[str, Any], *, unknown: frozenset[str] = frozenset()) -> list[str]:
+        """What is wrong with arguments, one sentence each; of those in ``unknown`` only the name is known."""
+        return self._checked(arguments, unknown)[1]
+
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any] | Failed:
+        """Arguments as the function takes them, or what is wrong with them."""
+        checked, wrong = self._checked(arguments, frozenset())
+        return Failed("arguments", " ".join(wrong)) if wrong else checked
+
+    def _checked(
+        self, arguments: Mapping[str, Any], unknown: frozenset[str]
+    ) -> tuple[dict[str, Any], list[str]]:
+        known = ", ".join(self._arguments) or "none"
+        wrong = [
+            f"{self.name} has no parameter {name!r}; it has: {known}."
+            for name in arguments
+            if name not in self._arguments
+        ]
+        wrong += [
+            f"{self.name} needs {name!r}."
+            for name in self.parameters["required"]
+            if name not in arguments and name not in unknown
+        ]
+        checked: dict[str, Any] = {}
+        for name, adapter in self._arguments.items():
+            if name in arguments and name not in unknown:
+                try:
+                    checked[name] = adapter.validate_python(arguments[name])
+                except Exception as error:  # also what a validator of a type's own raises
+                    wrong.append(f"{self.name}: {name}: {_reason(error)}.")
+        return checked, wrong
+
+    async def __call__(self, **arguments: Any) -> Value | Failed:
+        """Check the arguments and call the function."""
+        checked = self.check(arguments)
+        return checked if isinstance(checked, Failed) else await self.invoke(checked)
+
+    async def invoke(self, checked: Mapping[str, Any], *, retries: int | None = None) -> Value | Failed:
+        """Call the function with what :meth:`check` gave, again after an error or time-out up to ``retries`` times
+        (by default the tool's own number)."""
+        most = 1 + (self.retries if retries is None else retries)
+        for attempt in range(1, most):
+            outcome = await self._attempt(checked, attempt)
+            if isinstance(outcome, Value) or outcome.why not in ("error", "timeout"):
+                return outcome
+        return await self._attempt(checked, most)
+
+    async def _attempt(self, checked: Mapping[str, Any], attempt: int) -> Value | Failed:
+        gate = self._gate()
+        if gate.permits is not None:
+            await gate.permits.acquire()
+        release = gate.permits.release if gate.permits is not None else _nothing
+        if self.rate is not None:
+            try:
+                await _turn(gate, self.rate)
+            except BaseException:
+                release()
+                raise
+        task = asyncio.current_task()
+        requests = task.cancelling() if task else 0
+        limit = asyncio.timeout(self.timeout)
+        try:
+            async with limit:
+                result = await self._begin(checked, release)
+        except asyncio.CancelledError as error:
+            if task and task.cancelling() > requests:
+                raise
+            return Failed("error", f"{self.name} ended as cancelled.", error, attempt)  # by itself
+        except Exception as error:
+            if limit.expired():
+                message = f"{self.name} took longer than {self.timeout:g} s."
+                return Failed("timeout", message, error, attempt)
+            return Failed("error", f"{self.name}: {type(error).__name__}: {error}", error, attempt)
+        return self._bounded(result, attempt)
+
+    def _begin(self, checked: Mapping[str, Any], release: Callable[[], None]) -> Awaitable[Any]:
+        """The call; ``release`` when it has ended, a thread also where nobody waits for it any more."""
+        if inspect.iscoroutinefunction(self.function):
+            return _releasing(self.function(**checked), release)
+        loop = asyncio.get_running_loop()
+        call = partial(contextvars.copy_context().run, self.function, **checked)
+        thread = loop.run_in_executor(None, call)
+        thread.add_done_callback(lambda _: release())
+        return asyncio.shield(thread)
+
+    def _bounded(self, result: Any, attempt: int) -> Value | Failed:
+        try:
+            data = self._result.dump_python(self._result.validate_python(result), mode="json")
+            size = len(json.dumps(data, ensure_ascii=False, allow_nan=False).encode())
+        except Exception as error:
+            message = f"{self.name} gave what its signature or JSON does not allow: {_reason(error)}."
+            return Failed("result", message, error, attempt)
+        if size > self.max_bytes:
+            message = f"{self.name} gave {size} bytes; it may give {self.max_bytes}."
+            return Failed("too_large", message, attempts=attempt)
+        return Value(data, attempt)
+
+    def _gate(self) -> _Gate:
+        loop = asyncio.get_running_loop()
+        if loop not in self._gates:
+            for old in [each for each in self._gates if each.is_closed()]:
+                del self._gates[old]
+            permits = None if self.concurrency is None else asyncio.Semaphore(self.concurrency)
+            self._gates[loop] = _Gate(permits)
+        return self._gates[loop]
+
+
+def _nothing() -> None:
+    """In place of a permit's release where there is no permit."""
+
+
+async def _releasing(call: Awaitable[Any], release: Callable[[], None]) -> Any:
+    try:
+        return await call
+    finally:
+        release()
+
+
+async def _turn(gate: _Gate, rate: float) -> None:
+    """Wait for the next start, 1 / rate seconds after the one before. Who is cancelled has used his."""
+    now = asyncio.get_running_loop().time()
+    start = max(now, gate.free)
+    gate.free = start + 1 / rate
+    if start > now:
+        await asyncio.sleep(start - now)
+
+
+def _reason(error: BaseException) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error).rstrip(".")
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+@overload
+def tool(function: Callable[..., Any], /) -> Tool: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    timeout: float = 30.0,
+    retries: int = 0,
+    concurrency: int | None = None,
+    rate: float | None = None,
+    cost: float = 0.0,
+    effect: Effect = "destructive",
+    max_bytes: int = 100_000,
+) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a typed function a :class:`Tool`: its docstring is the description, its signature the JSON schema.
+
+    An async function runs in the event loop, any other in a thread. A thread cannot be stopped: after a time-out or
+    cancellation it goes on, and keeps its permit, until the function returns.
+
+    Args:
+        name: what a model calls it; the function's name by default.
+        timeout: seconds for each attempt, counted from its start.
+        retries: further attempts after an error or a time-out.
+        concurrency: attempts at a time in one event loop; ``None`` is no limit.
+        rate: starts a second, evenly spaced, in one event loop.
+        cost: money for each attempt.
+        effect: what a second call with the same arguments does. Equal calls of a ``read_only`` tool are made once
+            in a plan; an ``idempotent`` one may be repeated; a ``destructive`` one (the default) is never retried.
+        max_bytes: of a result as JSON in UTF-8; a larger one is a failure.
+
+    Raises:
+        ConfigurationError: a parameter or the result has no type, or none that has a JSON schema; it takes ``*`` or
+            positional-only parameters; it has no docstring; a limit is out of range.
+    """
+    return partial(_made, **options) if function is None else _made(function, **options)
+
+
+def _made(
+    function: Callable[..., Any],
+    *,
+    name: str | None = None,
+    timeout: float = 30.0,
+    retries: int = 0,
+    concurrency: int | None = None,
+    rate: float | None = None,
+    cost: float = 0.0,
+    effect: Effect = "destructive",
+    max_bytes: int = 100_000,
+) -> Tool:
+    name = name or str(getattr(function, "__name__", type(function).__name__))
+    if effect not in typing.get_args(Effect):
+        known = ", ".join(typing.get_args(Effect))
+        raise ConfigurationError(f"Tool {name!r}: effect {effect!r}.", remedy=f"Known are: {known}.")
+    if effect == "destructive" and retries:
+        raise ConfigurationError(
+            f"Tool {name!r} is destructive and would be retried.",
+            remedy="Set retries=0, or effect='idempotent' if calling it twice does no harm.",
+        )
+    limits = {"timeout": timeout, "rate": rate, "concurrency": concurrency, "max_bytes": max_bytes}
+    for key, limit in limits.items():
+        if limit is not None and not limit > 0:
+            raise ConfigurationError(f"Tool {name!r}: {key}={limit}.", remedy="It must be greater than 0.")
+    if retries < 0 or not cost >= 0:
+        raise ConfigurationError(
+            f"Tool {name!r}: retries={retries}, cost={cost}.", remedy="Neither is below 0."
+        )
+    description = inspect.getdoc(function)
+    if not description:
+        raise ConfigurationError(
+            f"Tool {name!r} has no docstring.", remedy="Write what it does: the model reads it."
+        )
+    arguments, result, parameters = _typed(name, function)
+    return Tool(
+        name,
+        description,
+        parameters,
+        function,
+        timeout,
+        retries,
+        concurrency,
+        rate,
+        cost,
+        effect,
+        max_bytes,
+        arguments,
+        result,
+    )
+
+
+def _typed(
+    name: str, function: Callable[..., Any]
+) -> tuple[dict[str, TypeAdapter[Any]], TypeAdapter[Any], dict[str, Any]]:
+    """Validators of the arguments and of the result, and the JSON schema of the arguments."""
+    signature = inspect.signature(function)
+    try:
+        types = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise ConfigurationError(f"Tool {name!r}: a type cannot be resolved: {error}.") from None
+    for each in signature.parameters.values():
+        if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+            raise ConfigurationError(
+                f"Tool {name!r}: parameter {each} cannot be named.", remedy="List what it takes, by name."
+            )
+    untyped = [each for each in (*signature.parameters, "return") if each not in types]
+    if untyped:
+        raise ConfigurationError(
+            f"Tool {name!r} has no type for: {', '.join(untyped)}.", remedy="Annotate it."
+        )
+    try:
+        arguments = {each: TypeAdapter(types[each]) for each in signature.parameters}
+        result = TypeAdapter(types["return"])
+        parts, shared = TypeAdapter.json_schemas([(key, "validation", a) for key, a in arguments.items()])
+        properties = {key: parts[key, "validation"] for key in arguments}
+        for key, each in signature.parameters.items():
+            if each.default is not each.empty:
+                default = arguments[key].dump_python(each.default, mode="json")
+                properties[key] = {**properties[key], "default": default}
+    except (PydanticUserError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"Tool {name!r}: a type has no JSON schema: {str(error).partition(chr(10))[0]}",
+            remedy="Use JSON's types, data classes or pydantic models.",
+        ) from None
+    required = [key for key, each in signature.parameters.items() if each.default is each.empty]
+    schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return arguments, result, {**schema, **shared}
+
+
+def toolbox(*tools: Tool) -> dict[str, Tool]:
+    """Tools by name.
+
+    Raises:
+        ConfigurationError: two have one name.
+    """
+    named: dict[str, Tool] = {}
+    for each in tools:
+        if each.name in named:
+            raise ConfigurationError(f"Two tools are called {each.name!r}.", remedy="Give one another name=.")
+        named[each.name] = each
+    return named
