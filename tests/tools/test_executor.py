@@ -1,4 +1,4 @@
-"""The executor against the bounds of schedules, in virtual time, and against faults at random places."""
+"""The executor against the bounds of schedules, in virtual time."""
 
 from __future__ import annotations
 
@@ -6,106 +6,31 @@ import asyncio
 import heapq
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stratagem.testing.loops import VirtualLoop, run
+from stratagem.testing.loops import run
 from stratagem.tools.dag import Call, Plan
-from stratagem.tools.executor import Execution, Report, Skipped
+from stratagem.tools.executor import Execution, Skipped
 from stratagem.tools.tool import Failed, Tool, Value, tool, toolbox
+from tools_kit import (
+    WORK,
+    Needs,
+    bound,
+    executed,
+    job,
+    plan_of,
+    random_needs,
+    skewed,
+    streamed,
+    value,
+    work,
+)
 
 NESTFUL = Path(__file__).resolve().parents[3] / "shared" / "data" / "nestful" / "nestful.jsonl"
-
-
-@tool(timeout=1e9, effect="idempotent")
-async def work(name: str, seconds: float, inputs: list[Any]) -> dict[str, Any]:
-    """Works so long; tells what it is and what it was given."""
-    await asyncio.sleep(seconds)
-    return {"name": name, "inputs": inputs}
-
-
-WORK = toolbox(work)
-Needs = dict[str, list[str]]
-
-
-def job(name: str, seconds: float, needs: Sequence[str] = (), **more: Any) -> dict[str, Any]:
-    """A call that is given the names of those it needs."""
-    inputs = [{"$ref": need, "path": ["name"]} for need in needs]
-    return {
-        "id": name,
-        "tool": "work",
-        "arguments": {"name": name, "seconds": seconds, "inputs": inputs},
-        **more,
-    }
-
-
-def random_needs(rng: random.Random) -> Needs:
-    """Width 1-16, depth 1-8: each call needs one of the layer before, or more of any earlier."""
-    layers: list[list[str]] = []
-    needs: Needs = {}
-    for depth in range(rng.randint(1, 8)):
-        layer = [f"{depth}.{i}" for i in range(rng.randint(1, 16))]
-        earlier = [name for each in layers for name in each]
-        for name in layer:
-            chosen = (
-                {rng.choice(layers[-1]), *rng.sample(earlier, min(len(earlier), rng.randint(0, 3)))}
-                if layers
-                else set()
-            )
-            needs[name] = sorted(chosen)
-        layers.append(layer)
-    names = list(needs)
-    rng.shuffle(names)  # so that calls may stand before those they need
-    return {name: needs[name] for name in names}
-
-
-def skewed(rng: random.Random, names: Sequence[str]) -> dict[str, float]:
-    """Most calls are quick, some take a hundred times as long."""
-    return {name: rng.lognormvariate(-2, 1.5) for name in names}
-
-
-def plan_of(needs: Needs, seconds: Mapping[str, float]) -> Plan:
-    plan = Plan.parse([job(name, seconds[name], lacks) for name, lacks in needs.items()], WORK)
-    assert plan.problems == ()
-    return plan
-
-
-def bound(plan: Plan, seconds: Mapping[str, float]) -> float:
-    """Seconds of its critical path."""
-    return plan.critical_path(lambda call: seconds[call.id])[1]
-
-
-def executed(
-    plan: Plan, tools: Mapping[str, Tool] = WORK, permits: int | None = None
-) -> tuple[Report, float]:
-    """Its report and makespan in virtual seconds; nothing is left in the loop."""
-
-    async def main() -> tuple[Report, float]:
-        semaphore = None if permits is None else asyncio.Semaphore(permits)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        report = await Execution(tools, permits=semaphore).run(plan)
-        seconds = loop.time() - began
-        await nothing_left()
-        assert semaphore is None or semaphore._value == permits
-        return report, seconds
-
-    return run(main())
-
-
-async def nothing_left() -> None:
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-    loop = asyncio.get_running_loop()
-    assert [timer for timer in loop._scheduled if not timer.cancelled()] == []  # type: ignore[attr-defined]  # pyright: ignore
-
-
-def value(report: Report, name: str) -> Any:
-    outcome = report.outcomes[name]
-    assert isinstance(outcome, Value), outcome
-    return outcome.data
 
 
 def test_makespan_is_the_critical_path_on_random_plans() -> None:
@@ -195,199 +120,6 @@ def test_makespan_is_the_critical_path_on_gold_plans() -> None:
         assert makespan == pytest.approx(bound(plan, seconds), rel=1e-9)
 
 
-@tool(timeout=2.0)
-async def raises() -> Any:
-    """Breaks."""
-    raise RuntimeError("broken")
-
-
-@tool(timeout=2.0)
-async def hangs() -> Any:
-    """Hangs."""
-    await asyncio.Event().wait()
-
-
-@tool
-async def huge() -> Any:
-    """Gives too much."""
-    return "x" * 200_000
-
-
-@tool
-async def malformed() -> int:
-    """Gives what it should not."""
-    return "no number"  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
-
-
-FAULTS = {"raises": "error", "hangs": "timeout", "huge": "too_large", "malformed": "result"}
-TOOLS = toolbox(work, raises, hangs, huge, malformed)
-
-
-def downstream(needs: Needs, name: str) -> set[str]:
-    """All that needs it, directly or not."""
-    found = {name}
-    while more := {
-        each for each, lacks in needs.items() if each not in found and not found.isdisjoint(lacks)
-    }:
-        found |= more
-    return found - {name}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_costs_what_depends_on_it_and_nothing_else(fault: str) -> None:
-    rng = random.Random(fault)
-    for _ in range(200):
-        needs = random_needs(rng)
-        seconds = skewed(rng, list(needs))
-        bad = rng.choice(list(needs))
-        jobs = [job(name, seconds[name], lacks) for name, lacks in needs.items()]
-        # The faulty call keeps its place: it needs what it needed, by a call that passes them on.
-        gate = {**job("gate", 0.0, needs[bad])}
-        calls = [gate, *({"id": bad, "tool": fault} if each["id"] == bad else each for each in jobs)]
-        report, _ = executed(Plan.parse(calls, TOOLS), TOOLS)
-        outcome = report.outcomes[bad]
-        assert isinstance(outcome, Failed)
-        assert outcome.why == FAULTS[fault]
-        assert (outcome.error is None) == (fault == "huge")
-        lost = downstream(needs, bad)
-        for name in needs.keys() - {bad}:
-            if name in lost:
-                assert report.outcomes[name] == Skipped(bad)
-            else:
-                assert value(report, name)["inputs"] == needs[name]
-        assert not report.complete
-        assert report.outcomes.keys() == {*needs, "gate"}
-
-
-def test_cancelled_by_the_user_anywhere() -> None:
-    rng = random.Random(3)
-    for _ in range(200):
-        needs = random_needs(rng)
-        seconds = skewed(rng, list(needs))
-        plan = plan_of(needs, seconds)
-        permits = asyncio.Semaphore(4)
-        execution = Execution(WORK, permits=permits if rng.random() < 0.5 else None)
-        when = rng.random() * bound(plan, seconds)
-
-        async def main() -> None:
-            task = asyncio.create_task(execution.run(plan))  # noqa: B023 - ends within the round
-            await asyncio.sleep(when)  # noqa: B023
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await nothing_left()
-            assert permits._value == 4  # noqa: B023
-
-        run(main())
-        outcomes, timings = execution.report.outcomes, execution.report.timings
-        assert outcomes.keys() == needs.keys()
-        for name, lacks in needs.items():
-            outcome = outcomes[name]
-            timing = timings.get(name)
-            if isinstance(outcome, Value):
-                assert outcome.data["inputs"] == lacks
-                assert all(isinstance(outcomes[each], Value) for each in lacks)
-            elif isinstance(outcome, Failed):
-                assert outcome.why == "cancelled"
-                assert timing is not None
-                assert timing.started is not None
-            else:
-                assert outcome == Skipped(None)
-                assert timing is None or timing.started is None
-
-
-def test_cancelled_at_every_step_of_the_loop() -> None:
-    calls = [job("a", 1), job("b", 0, ["a"]), job("c", 2, ["a"]), job("d", 0, ["b", "c"])]
-    cancelled = 0
-    execution = Execution(WORK)
-    for step in range(1, 200):
-        execution = Execution(WORK, permits=asyncio.Semaphore(1))
-
-        async def main(at: int = step, execution: Execution = execution) -> bool:
-            loop = asyncio.get_running_loop()
-            assert isinstance(loop, VirtualLoop)
-            task = asyncio.create_task(execution.run(Plan.parse(calls, WORK)))
-            loop.plan(at, task.cancel)
-            await asyncio.wait([task])
-            loop.cancel_plan()
-            await nothing_left()
-            return task.cancelled()
-
-        if not run(main()):
-            break
-        cancelled += 1
-    assert cancelled > 10
-    assert execution.report.complete
-
-
-def test_policies() -> None:
-    def report(**policy: Any) -> Report:
-        calls = [
-            {"id": "bad", "tool": "raises", **policy},
-            job("after", 1, ()),
-            {
-                "id": "user",
-                "tool": "work",
-                "arguments": {"name": "user", "seconds": 0, "inputs": [{"$ref": "bad"}]},
-            },
-        ]
-        return executed(Plan.parse(calls, TOOLS), TOOLS)[0]
-
-    skip = report()
-    assert skip.outcomes["user"] == Skipped("bad")
-    assert value(skip, "after")["name"] == "after"
-    stop = report(on_failure="fail")
-    assert stop.outcomes["user"] == Skipped("bad")
-    assert stop.outcomes["after"] in (
-        Skipped("bad"),
-        Failed("cancelled", "after was cancelled while it ran.", attempts=1),
-    )
-    default = report(on_failure="default", default={"x": 1})
-    assert value(default, "user")["inputs"] == [{"x": 1}]
-    bad = default.outcomes["bad"]
-    assert isinstance(bad, Value)
-    assert bad.failure is not None
-    assert bad.failure.why == "error"
-    assert not default.complete
-
-
-def test_fail_cancels_what_runs_and_ends_the_stream() -> None:
-    cancelled: list[str] = []
-
-    @tool(timeout=1e9)
-    async def long(name: str) -> None:
-        """Runs long."""
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cancelled.append(name)
-
-    closed = False
-
-    async def calls() -> AsyncIterator[Any]:
-        nonlocal closed
-        try:
-            yield {"id": "a", "tool": "long", "arguments": {"name": "a"}}
-            await asyncio.sleep(1)
-            yield {"id": "b", "tool": "raises", "on_failure": "fail"}
-            await asyncio.Event().wait()
-        finally:
-            closed = True
-
-    async def main() -> Report:
-        report = await Execution(toolbox(long, raises)).run(calls())
-        await nothing_left()
-        return report
-
-    report = run(main())
-    assert cancelled == ["a"]
-    assert closed
-    first, second = report.outcomes["a"], report.outcomes["b"]
-    assert isinstance(first, Failed)
-    assert isinstance(second, Failed)
-    assert (first.why, second.why) == ("cancelled", "error")
-
-
 def counting(effect: Any, fails: int = 0) -> tuple[Tool, list[int]]:
     begun: list[int] = []
 
@@ -453,22 +185,6 @@ def test_retries_of_a_call_and_never_of_a_destructive_one() -> None:
         assert report.cost == 0.5 * count
 
 
-def streamed(*items: Any, pause: float = 1.0, error: Exception | None = None) -> tuple[Report, float]:
-    async def calls() -> AsyncIterator[Any]:
-        for item in items:
-            yield item
-            await asyncio.sleep(pause)
-        if error is not None:
-            raise error
-
-    async def main() -> tuple[Report, float]:
-        report = await Execution(TOOLS).run(calls())
-        await nothing_left()
-        return report, asyncio.get_running_loop().time()
-
-    return run(main())
-
-
 def test_a_call_starts_while_the_plan_is_still_written() -> None:
     report, seconds = streamed(job("a", 2), job("b", 0.5, ["a"]), job("c", 3))
     assert {name: timing.started for name, timing in report.timings.items()} == {"a": 0, "b": 2, "c": 2}
@@ -496,79 +212,6 @@ def test_a_planner_that_stops_leaves_what_it_began() -> None:
     assert lost.why == "plan"
     assert report.outcomes["d"] == Skipped("c")
     assert report.error is broke
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_what_is_wrong_with_a_plan_costs_only_its_part(whole: bool) -> None:
-    calls: list[Any] = [
-        job("a", 1),
-        job("a", 9),
-        job("x", 0, ["y"]),
-        job("y", 0, ["x"]),
-        job("after", 0, ["a", "x"]),
-        job("loose", 0, ["nowhere"]),
-        {"id": "fly", "tool": "fly"},
-        {"id": "bad", "tool": "work", "arguments": {"name": 1}},
-        "no call",
-        job("b", 1, ["a"]),
-    ]
-    report = executed(Plan.parse(calls, TOOLS), TOOLS)[0] if whole else streamed(*calls)[0]
-    assert value(report, "b")["inputs"] == ["a"]
-    for name in ("x", "y", "loose", "fly", "bad"):
-        outcome = report.outcomes[name]
-        assert isinstance(outcome, Failed)
-        assert outcome.why == "plan"
-    assert report.outcomes["after"] in (Skipped("x"), Skipped("y"))
-    assert {problem.kind for problem in report.problems} == {
-        "duplicate_id",
-        "cycle",
-        "dangling_reference",
-        "unknown_tool",
-        "bad_arguments",
-        "malformed",
-    }
-    assert len(report.problems) == len(set(report.problems))
-
-
-def test_a_reference_to_what_a_result_lacks_fails_that_call() -> None:
-    bad = {
-        "id": "b",
-        "tool": "work",
-        "arguments": {"name": {"$ref": "a", "path": ["nom"]}, "seconds": 0, "inputs": []},
-    }
-    unfit = {"id": "c", "tool": "work", "arguments": {"name": {"$ref": "a"}, "seconds": 0, "inputs": []}}
-    report, _ = executed(Plan.parse([job("a", 0), bad, unfit, job("d", 0, ["b"])], WORK))
-    b, c = report.outcomes["b"], report.outcomes["c"]
-    assert isinstance(b, Failed)
-    assert isinstance(c, Failed)
-    assert (b.why, c.why) == ("reference", "arguments")
-    assert report.outcomes["d"] == Skipped("b")
-
-
-def test_a_tool_that_ignores_its_cancellation_starts_nothing_more() -> None:
-    @tool(timeout=1e9)
-    async def stubborn() -> str:
-        """Goes on."""
-        try:
-            await asyncio.sleep(10)
-        except asyncio.CancelledError:
-            await asyncio.sleep(1)
-        return "done"
-
-    tools = toolbox(stubborn, work)
-    execution = Execution(tools)
-
-    async def main() -> None:
-        calls = [{"id": "a", "tool": "stubborn"}, job("b", 0, ["a"])]
-        task = asyncio.create_task(execution.run(Plan.parse(calls, tools)))
-        await asyncio.sleep(1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await nothing_left()
-
-    run(main())
-    assert execution.report.outcomes == {"a": Value("done"), "b": Skipped(None)}
 
 
 def test_executions_share_permits_first_come_first_served() -> None:
