@@ -164,8 +164,9 @@ def test_round_trip_of_rational_functions(expr: sympy.Expr) -> None:
 @settings(max_examples=100)
 def test_round_trip_of_functions(expr: sympy.Expr) -> None:
     assert equal(sympy.latex(expr), str(expr)).outcome in ("equal", "unknown")
-    # Beside e**134 an added 1 alone is beyond any comparison of numbers.
     assert equal(sympy.latex(expr), f"2*({expr}) + 1").outcome in ("different", "unknown")
+    if not expr.has(sympy.exp):  # beside e**134 an added 1 alone is beyond what is compared
+        assert equal(sympy.latex(expr), f"{expr} + 1").outcome in ("different", "unknown")
     assert equal(sympy.latex(expr), f"{expr} + 1").outcome in ("different", "unknown")
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 import stratagem as sg
-from openai_kit import assert_covers, quick, settled
+from openai_kit import assert_covers, quick, run, settled
 from stratagem.backends.journaled import Journal, Journaled
 from stratagem.backends.openai import OpenAIBackend, forget
 from stratagem.backends.pooled import Pooled
@@ -75,14 +75,6 @@ async def rewarding(
             yield server, backend
         finally:
             await backend.aclose()
-
-
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(120):
-            await main()
-
-    asyncio.run(limited())
 
 
 def run_with(backend: sg.Backend, budget: sg.Budget | None = None, **roles: sg.Backend) -> sg.Run:
