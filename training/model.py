@@ -108,9 +108,15 @@ class Attention(nn.Module):
             q = q.reshape(batch, c.kv_heads, group, c.head_dim)
         else:
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        # In float32 even under autocast: the bfloat16 kernel is three times slower on CPU.
+        # Outside autocast, which would have the fused kernel in bfloat16 and the softmax in float32: both slow on CPU.
         with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+            if q.dtype == torch.bfloat16 and x.device.type == "cpu":
+                # The fused kernel is half as fast, in any precision: it does not multiply in bfloat16.
+                scores = (q * c.head_dim**-0.5) @ k.transpose(-1, -2)
+                scores += torch.zeros((), dtype=q.dtype).where(mask, -torch.inf)
+                y = torch.softmax(scores, -1) @ v
+            else:
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         y = y.reshape(batch, c.heads, length, c.head_dim)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1)), kept
 

@@ -4,3 +4,12 @@ STEP_BY_STEP = "Think step by step."
 ANSWER_ONLY = "Give only the answer."
 STEP_QUESTION = "Is the last step right? Answer yes or no."
 RESTART_QUESTION = "Would you do better if you started over? Answer yes or no."
+DIVIDE = """\
+Find the answer with tools. Write all calls that you can make now, one a line: name = tool(arguments). \
+A call may take what others give, by their names. When you know the answer, write: The answer is ..."""
+ONE_CALL = """\
+Find the answer with tools. Write one call at a time: name = tool(arguments). \
+A call may take what others gave, by their names. When you know the answer, write: The answer is ..."""
+REACT = """\
+Find the answer with tools. Write a thought and then one call, each on a line: Thought: ... Action: tool(arguments). \
+When you know the answer, write: The answer is ..."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 from stratagem.bench.gym.base import Skill
 
 GROUP = "stratagem.skills"
-_SHIPPED = ("stratagem.bench.gym.words",)
+_SHIPPED = ("stratagem.bench.gym.words", "stratagem.bench.gym.toolworld")
 _skills: dict[str, Skill] = {}
 
 Make = TypeVar("Make", bound=Callable[[], Skill])
