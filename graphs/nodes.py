@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
+from stratagem.core.calling import Toolbox
 from stratagem.core.connect import shipped
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.execute import execute
@@ -31,8 +32,10 @@ class StrategyNode:
         seed: int,
         question_key: str,
         answer_key: str,
+        tools: Toolbox | None,
     ) -> None:
         self.strategy = strategy
+        self._tools = tools
         self.__name__ = strategy.kind
         self._models = models
         self._budget = budget
@@ -54,6 +57,7 @@ class StrategyNode:
             seed=self._seed,
             trace=Trace(run_id, listeners=[stream]),
             run_id=run_id,
+            tools=self._tools,
         )
         answer = await execute(self.strategy, task, run)
         update: dict[str, Any] = {self._answer_key: answer.model_dump(mode="json")}
@@ -90,6 +94,7 @@ def node(
     *,
     llm: Backend | None = None,
     models: Mapping[str, Backend] | None = None,
+    tools: Toolbox | None = None,
     budget: Budget | str | None = None,
     seed: int = 0,
     question_key: str = "question",
@@ -107,6 +112,7 @@ def node(
         llm: the model that answers; short for ``models={"policy": llm}``.
         models: backends by role. Without both, ``models`` or ``llm`` of the graph's runtime context; without
             those, the shipped model.
+        tools: what a strategy that calls tools may call.
         budget: limits of each execution of the node, as an object or as ``"tokens=20000"``.
         seed: the same seed gives the same answer to the same question.
 
@@ -116,7 +122,7 @@ def node(
     """
     if isinstance(budget, str):
         budget = Budget.parse(budget)
-    return StrategyNode(strategy, _roles(llm, models), budget, seed, question_key, answer_key)
+    return StrategyNode(strategy, _roles(llm, models), budget, seed, question_key, answer_key, tools)
 
 
 def _roles(llm: Backend | None, models: Mapping[str, Backend] | None) -> Mapping[str, Backend] | None:

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
+from stratagem.core.calling import Toolbox
 from stratagem.core.errors import ConfigurationError, StoreError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
@@ -76,6 +77,7 @@ class _Context:
     """What a run needs and no checkpoint holds."""
 
     models: Mapping[str, Backend]
+    tools: Toolbox | None
     trace: Trace
     sitting: Sitting
 
@@ -134,6 +136,7 @@ class Runner:
         task: Task,
         models: Mapping[str, Backend],
         *,
+        tools: Toolbox | None = None,
         budget: Budget | None = None,
         seed: int = 0,
         run_id: str | None = None,
@@ -144,6 +147,7 @@ class Runner:
 
         Args:
             models: backends by role, wrapped in a journal if a resumed run shall pay for no call twice.
+            tools: what strategies that call tools may call.
             budget: the total over all sittings of the run (default: as it was, at first without limits). What a
                 journal replays counts as it did when it was paid, and so do the seconds of earlier sittings, of
                 one that was killed up to its last finished call. Not counted is what an earlier sitting spent on
@@ -162,15 +166,16 @@ class Runner:
         run_id = _checked(run_id) if run_id is not None else _new_id()
         known = await self._read(run_id)
         if known is None:
-            return await self._sit(run_id, _Kept(spec=spec), models, trace, _State(spec=_dumped(spec)))
+            return await self._sit(run_id, _Kept(spec=spec), models, tools, trace, _State(spec=_dumped(spec)))
         _same(run_id, known.spec, spec)
-        return await self._go(run_id, known, models, budget, trace)
+        return await self._go(run_id, known, models, tools, budget, trace)
 
     async def resume(
         self,
         run_id: str,
         models: Mapping[str, Backend],
         *,
+        tools: Toolbox | None = None,
         budget: Budget | None = None,
         trace: Trace | None = None,
     ) -> Answer:
@@ -187,7 +192,7 @@ class Runner:
                 f"There is no run {run_id!r} in the store {self.store.name}.",
                 remedy=_some([state.run_id for state in await self.runs()]),
             )
-        return await self._go(run_id, known, models, budget, trace)
+        return await self._go(run_id, known, models, tools, budget, trace)
 
     async def runs(self) -> list[RunState]:
         """All runs in the store, the one last active first."""
@@ -236,6 +241,7 @@ class Runner:
         run_id: str,
         known: _Kept,
         models: Mapping[str, Backend],
+        tools: Toolbox | None,
         budget: Budget | None,
         trace: Trace | None,
     ) -> Answer:
@@ -248,13 +254,14 @@ class Runner:
                 answer = None
                 known = known.model_copy(update={"spec": known.spec.model_copy(update={"budget": budget})})
                 begin = _State(spec=_dumped(known.spec), answer=None)
-        return answer or await self._sit(run_id, known, models, trace, begin)
+        return answer or await self._sit(run_id, known, models, tools, trace, begin)
 
     async def _sit(
         self,
         run_id: str,
         kept: _Kept,
         models: Mapping[str, Backend],
+        tools: Toolbox | None,
         trace: Trace | None,
         begin: _State | None,
     ) -> Answer:
@@ -284,7 +291,7 @@ class Runner:
             async with sitting.kept():
                 with self.store.guard():
                     values = await self._graph.ainvoke(
-                        begin, config, context=_Context(models, trace, sitting), durability="sync"
+                        begin, config, context=_Context(models, tools, trace, sitting), durability="sync"
                     )
         finally:
             trace.listeners.remove(sitting.hear)
@@ -306,6 +313,7 @@ async def _answer(state: _State, runtime: Runtime[_Context]) -> dict[str, Any]:
         ledger=context.sitting.ledger,
         seed=spec.seed,
         trace=context.trace,
+        tools=context.tools,
         run_id=info.thread_id or "",
     )
     answer = await execute(Strategy.load(spec.strategy), spec.task, run)

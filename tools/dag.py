@@ -248,10 +248,10 @@ def duplicate(name: str) -> Problem:
     return Problem("duplicate_id", name, f"Two calls have the id {name!r}; the first stands.")
 
 
-def loose_ends(calls: Iterable[Call]) -> list[Problem]:
-    """References to calls that are not there, and cycles: one problem for each call in one."""
+def loose_ends(calls: Iterable[Call], known: Iterable[str] = ()) -> list[Problem]:
+    """References to calls that are neither there nor known, and cycles: one problem for each call in one."""
     listed = list(calls)
-    ids = {call.id for call in listed}
+    ids = {*known, *(call.id for call in listed)}
     found = [
         Problem("dangling_reference", call.id, f"{call.id} takes the result of {need!r}, which is no call.")
         for call in listed

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
-from contextlib import AsyncExitStack, aclosing, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from stratagem.core.concurrency import task_group
+from stratagem.core.errors import BudgetExhausted
 from stratagem.tools.dag import Call, Plan, Problem, duplicate, loose_ends
 from stratagem.tools.tool import Failed, Tool, Value
 
@@ -27,6 +28,8 @@ class Skipped:
 
 
 Outcome: TypeAlias = Value | Failed | Skipped
+Pay: TypeAlias = Callable[[float], Awaitable[Callable[[float], None]]]
+"""(the most that a call can cost) -> what to tell its real cost."""
 
 
 @dataclass(slots=True)
@@ -55,22 +58,40 @@ class Report:
         return good and not self.problems and self.error is None
 
 
+@dataclass(slots=True)
+class _Bill:
+    """How a call that is paid for has ended."""
+
+    outcome: Value | Failed | None = None
+
+
 class Execution:
     """Runs one plan, once. ``report`` can be read at any time, also after a cancellation.
 
     Args:
         tools: by name, see :func:`stratagem.tools.tool.toolbox`.
         permits: calls at a time, first come first served; executions may share it. ``None`` is no limit.
+        known: results of earlier plans, for calls to take by name; a call of that name replaces one.
+        pay: asked before a call of a tool that costs money, with the most that it can cost. It gives a function
+            to tell what it did cost; if it raises BudgetExhausted the call has failed.
     """
 
-    def __init__(self, tools: Mapping[str, Tool], *, permits: asyncio.Semaphore | None = None) -> None:
+    def __init__(
+        self,
+        tools: Mapping[str, Tool],
+        *,
+        permits: asyncio.Semaphore | None = None,
+        known: Mapping[str, Any] | None = None,
+        pay: Pay | None = None,
+    ) -> None:
         self.report = Report()
         self._tools = tools
         self._permits = permits
+        self._pay = pay
         self._calls: dict[str, Call] = {}
         self._missing: dict[str, int] = {}  # how many inputs each waiting call lacks
         self._takers: defaultdict[str, list[str]] = defaultdict(list)  # who takes whose result
-        self._results: dict[str, Any] = {}
+        self._results: dict[str, Any] = dict(known or {})
         self._running: dict[str, asyncio.Task[None]] = {}
         self._shared: dict[
             str, Value | Failed | list[str]
@@ -117,7 +138,7 @@ class Execution:
             self._all_known()
 
     def _add(self, data: Any) -> None:
-        call = data if isinstance(data, Call) else Call.parse(data)
+        call = data if isinstance(data, Call | Problem) else Call.parse(data)
         if isinstance(call, Problem):
             self.report.problems.append(call)
             return
@@ -125,6 +146,7 @@ class Execution:
             self.report.problems.append(duplicate(call.id))
             return
         self._calls[call.id] = call
+        self._results.pop(call.id, None)
         if self._failed is not None:
             return
         wrong = list(call.problems(self._tools))
@@ -149,7 +171,7 @@ class Execution:
         if not self._missing or self._failed is not None:
             return
         wrong: defaultdict[str, list[Problem]] = defaultdict(list)
-        for problem in loose_ends(self._calls.values()):
+        for problem in loose_ends(self._calls.values(), self._results):
             if problem.call in self._missing:
                 wrong[problem.call].append(problem)
         for name, problems in wrong.items():
@@ -189,10 +211,12 @@ class Execution:
         clock = asyncio.get_running_loop().time
         try:
             async with self._permits or nullcontext():
-                timing.started = clock()
-                outcome = await tool.invoke(
-                    checked, retries=0 if tool.effect == "destructive" else call.retries
-                )
+                retries = 0 if tool.effect == "destructive" else call.retries
+                async with self._paid(tool, retries) as bill:
+                    timing.started = clock()
+                    outcome = bill.outcome = await tool.invoke(checked, retries=retries)
+        except BudgetExhausted as error:
+            outcome = Failed("budget", f"There is no money left for {tool.name}.", error)
         except asyncio.CancelledError:
             self.report.outcomes[call.id] = (
                 Skipped(self._failed)
@@ -211,6 +235,19 @@ class Execution:
             self.report.outcomes[call.id] = outcome
             raise asyncio.CancelledError
         self._settle(call.id, outcome)
+
+    @asynccontextmanager
+    async def _paid(self, tool: Tool, retries: int | None) -> AsyncIterator[_Bill]:
+        """Hold the most that a call can cost until it has ended; one that is cancelled costs one attempt."""
+        bill = _Bill()
+        if self._pay is None or not tool.cost:
+            yield bill
+            return
+        settle = await self._pay(tool.cost * (1 + (tool.retries if retries is None else retries)))
+        try:
+            yield bill
+        finally:
+            settle(tool.cost * (bill.outcome.attempts if bill.outcome else 1))
 
     def _settle(self, name: str, outcome: Outcome) -> None:
         """Note how a call has ended and do what follows."""

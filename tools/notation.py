@@ -209,7 +209,8 @@ def signature(tool: Tool) -> str:
 
 def _resolved(schema: Mapping[str, Any], shared: Mapping[str, Any]) -> Mapping[str, Any]:
     name = str(schema.get("$ref", "")).rpartition("/")[2]
-    return shared.get(name, schema)
+    found: Mapping[str, Any] = shared.get(name, schema)
+    return found
 
 
 def _type(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int = 0) -> str:

@@ -108,7 +108,7 @@ class Attention(nn.Module):
             q = q.reshape(batch, c.kv_heads, group, c.head_dim)
         else:
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        # Outside autocast, which would have the fused kernel in bfloat16 and the softmax in float32: both slow on CPU.
+        # Not under autocast: it takes the fused kernel in bfloat16 or the softmax in float32, both slow on CPU.
         with torch.autocast(x.device.type, enabled=False):
             if q.dtype == torch.bfloat16 and x.device.type == "cpu":
                 # The fused kernel is half as fast, in any precision: it does not multiply in bfloat16.

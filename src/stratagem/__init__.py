@@ -19,6 +19,7 @@ _HOME = {
     "stratagem.backends.vllm.connect": ("connect_vllm",),
     "stratagem.core.backend": ("Backend", "Constraint", "Message", "Request"),
     "stratagem.core.budget": ("Budget", "Ledger"),
+    "stratagem.core.calling": ("Called",),
     "stratagem.core.component": ("parameter",),
     "stratagem.core.errors": (
         "BackendError",
@@ -41,7 +42,9 @@ _HOME = {
     "stratagem.strategies.critique_revise": ("CritiqueRevise",),
     "stratagem.strategies.debate": ("Debate",),
     "stratagem.strategies.deep_confidence": ("DeepConfidence",),
+    "stratagem.strategies.dfsdt": ("DFSDT",),
     "stratagem.strategies.direct": ("Direct",),
+    "stratagem.strategies.dta": ("DivideThenAggregate",),
     "stratagem.strategies.dvts": ("DVTS",),
     "stratagem.strategies.dynamic_prompting": ("DynamicPrompting",),
     "stratagem.strategies.early_stopping_consistency": ("EarlyStoppingConsistency",),
@@ -50,13 +53,17 @@ _HOME = {
     "stratagem.strategies.particle_filtering": ("ParticleFiltering",),
     "stratagem.strategies.particle_gibbs": ("ParticleGibbs",),
     "stratagem.strategies.pruned_best_of_n": ("PrunedBestOfN",),
+    "stratagem.strategies.react": ("ReAct",),
     "stratagem.strategies.rpc": ("RPC",),
     "stratagem.strategies.self_certainty": ("SelfCertainty",),
     "stratagem.strategies.self_consistency": ("SelfConsistency",),
     "stratagem.strategies.self_refine": ("SelfRefine",),
+    "stratagem.strategies.sequential": ("SequentialCalling",),
     "stratagem.strategies.step_best_of_n": ("StepBestOfN",),
     "stratagem.strategies.tournament": ("Tournament",),
     "stratagem.strategies.weighted_vote": ("WeightedVote",),
+    "stratagem.tools.tool": ("Tool", "tool"),
+    "stratagem.tools.toolbox": ("Toolbox",),
     "stratagem.verifiers.choice": ("Choice",),
     "stratagem.verifiers.exact": ("Exact",),
     "stratagem.verifiers.judge": ("Judge",),
@@ -67,7 +74,7 @@ _HOME = {
     "stratagem.verifiers.step_judge": ("StepJudge",),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-_SHELVES = ("backends", "bench", "graphs", "strategies", "testing", "verifiers")
+_SHELVES = ("backends", "bench", "graphs", "strategies", "testing", "tools", "verifiers")
 
 __all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -96,6 +103,7 @@ if TYPE_CHECKING:
     from stratagem.core.backend import Request as Request
     from stratagem.core.budget import Budget as Budget
     from stratagem.core.budget import Ledger as Ledger
+    from stratagem.core.calling import Called as Called
     from stratagem.core.component import parameter as parameter
     from stratagem.core.connect import connect as connect
     from stratagem.core.errors import BackendError as BackendError
@@ -123,7 +131,9 @@ if TYPE_CHECKING:
     from stratagem.strategies.critique_revise import CritiqueRevise as CritiqueRevise
     from stratagem.strategies.debate import Debate as Debate
     from stratagem.strategies.deep_confidence import DeepConfidence as DeepConfidence
+    from stratagem.strategies.dfsdt import DFSDT as DFSDT
     from stratagem.strategies.direct import Direct as Direct
+    from stratagem.strategies.dta import DivideThenAggregate as DivideThenAggregate
     from stratagem.strategies.dvts import DVTS as DVTS
     from stratagem.strategies.dynamic_prompting import DynamicPrompting as DynamicPrompting
     from stratagem.strategies.early_stopping_consistency import (
@@ -134,13 +144,18 @@ if TYPE_CHECKING:
     from stratagem.strategies.particle_filtering import ParticleFiltering as ParticleFiltering
     from stratagem.strategies.particle_gibbs import ParticleGibbs as ParticleGibbs
     from stratagem.strategies.pruned_best_of_n import PrunedBestOfN as PrunedBestOfN
+    from stratagem.strategies.react import ReAct as ReAct
     from stratagem.strategies.rpc import RPC as RPC
     from stratagem.strategies.self_certainty import SelfCertainty as SelfCertainty
     from stratagem.strategies.self_consistency import SelfConsistency as SelfConsistency
     from stratagem.strategies.self_refine import SelfRefine as SelfRefine
+    from stratagem.strategies.sequential import SequentialCalling as SequentialCalling
     from stratagem.strategies.step_best_of_n import StepBestOfN as StepBestOfN
     from stratagem.strategies.tournament import Tournament as Tournament
     from stratagem.strategies.weighted_vote import WeightedVote as WeightedVote
+    from stratagem.tools.tool import Tool as Tool
+    from stratagem.tools.tool import tool as tool
+    from stratagem.tools.toolbox import Toolbox as Toolbox
     from stratagem.verifiers.choice import Choice as Choice
     from stratagem.verifiers.exact import Exact as Exact
     from stratagem.verifiers.judge import Judge as Judge

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
+from stratagem.core.calling import Toolbox
 from stratagem.core.connect import shipped
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.execute import execute
@@ -28,6 +29,7 @@ async def solve(
     llm: Backend | None = None,
     judge: Backend | None = None,
     models: Mapping[str, Backend] | None = None,
+    tools: Toolbox | Iterable[Any] | None = None,
     budget: Budget | str | None = None,
     seed: int = 0,
     store: str | Path | None = None,
@@ -41,6 +43,7 @@ async def solve(
         strategy: an object, its kind, its plain data, or a YAML/JSON file.
         llm: the model that answers (default: the embedded one, which is read once and then stays in this process);
             ``judge``: the one that judges (default: the same); ``models``: any further roles.
+        tools: what strategies that call tools may call: tools, typed functions, or a toolbox of them.
         budget: limits, as an object or as ``"tokens=20000,seconds=30"``. In a store they are for all sittings of
             a run together, and hold until others are given.
         seed: the same seed gives the same answer on the same backend.
@@ -59,13 +62,16 @@ async def solve(
     chosen = strategy if isinstance(strategy, Strategy) else Strategy.load(strategy)
     limits = Budget.parse(budget) if isinstance(budget, str) else budget
     roles = roles_of(llm, judge, models)
+    toolbox = as_toolbox(tools)
     if store is not None:
-        return await _stored(task, chosen, roles, limits, seed, store, run_id, trace)
+        return await _stored(task, chosen, roles, toolbox, limits, seed, store, run_id, trace)
     run_id = run_id or new_run_id()
     trace = trace or Trace()
     trace.run_id = run_id
     return await execute(
-        chosen, task, Run(roles, ledger=Ledger(limits), seed=seed, trace=trace, run_id=run_id)
+        chosen,
+        task,
+        Run(roles, ledger=Ledger(limits), seed=seed, trace=trace, run_id=run_id, tools=toolbox),
     )
 
 
@@ -73,6 +79,7 @@ async def _stored(
     task: Task,
     strategy: Strategy,
     models: Mapping[str, Backend],
+    tools: Toolbox | None,
     budget: Budget | None,
     seed: int,
     store: str | Path,
@@ -90,7 +97,7 @@ async def _stored(
             wrapped = {id(b): Journaled(b, journal, run_id) for b in models.values()}
             roles = {role: wrapped[id(b)] for role, b in models.items()}
             return await runner.run(
-                strategy, task, roles, budget=budget, seed=seed, run_id=run_id, trace=trace
+                strategy, task, roles, tools=tools, budget=budget, seed=seed, run_id=run_id, trace=trace
             )
         finally:
             await journal.aclose()
@@ -109,6 +116,15 @@ def solve_sync(question: str | Task, *args: Any, **kwargs: Any) -> Answer:
 
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(lambda: asyncio.run(solve(question, *args, **kwargs))).result()
+
+
+def as_toolbox(tools: Toolbox | Iterable[Any] | None) -> Toolbox | None:
+    """A toolbox from tools or typed functions; a toolbox passes unchanged."""
+    if tools is None or not isinstance(tools, Iterable):
+        return tools
+    from stratagem.tools.toolbox import Toolbox as Box
+
+    return Box(tools)
 
 
 def as_task(question: str | Task) -> Task:

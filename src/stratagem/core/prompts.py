@@ -11,5 +11,6 @@ ONE_CALL = """\
 Find the answer with tools. Write one call at a time: name = tool(arguments). \
 A call may take what others gave, by their names. When you know the answer, write: The answer is ..."""
 REACT = """\
-Find the answer with tools. Write a thought and then one call, each on a line: Thought: ... Action: tool(arguments). \
+Find the answer with tools. \
+Write a thought and then one call, each on a line: Thought: ... Action: tool(arguments). \
 When you know the answer, write: The answer is ..."""

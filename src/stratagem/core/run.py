@@ -13,10 +13,19 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stratagem.core.backend import (
     Backend,
@@ -31,6 +40,8 @@ from stratagem.core.backend import (
     Stream,
 )
 from stratagem.core.budget import Amount, Budget, Ledger, Reservation, holding
+from stratagem.core.calling import Called, Toolbox
+from stratagem.core.choosing import first_letters_differ, scored_mass, token_mass
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import (
     BudgetExhausted,
@@ -106,8 +117,10 @@ class Run:
         seed: int = 0,
         trace: Trace | None = None,
         run_id: str = "",
+        tools: Toolbox | None = None,
     ) -> None:
         self.models = models
+        self.tools = tools
         self.ledger = ledger or Ledger()
         self.seed = seed
         self.trace = trace or Trace(run_id)
@@ -277,22 +290,12 @@ class Run:
                 f"{caps.model} gives no log-probabilities.", remedy="Use a backend that does, as the judge."
             )
         mass = dict.fromkeys(choices, 0.0)
-        if caps.logprobs >= 1 and _first_letters_differ(choices):
+        if caps.logprobs >= 1 and first_letters_differ(choices):
             sampling = Sampling(temperature=0.0, max_tokens=1, logprobs=min(20, caps.logprobs))
             [candidate] = await self.sample(prompt, sampling=sampling, role=role)
-            if candidate.tokens:
-                first = candidate.tokens[0]
-                for token, logprob in dict([*first.top, (first.token, first.logprob)]).items():
-                    word = token.strip().casefold()
-                    begun = [c for c in choices if word and c.strip().casefold().startswith(word)]
-                    if len(begun) == 1:
-                        mass[begun[0]] += math.exp(logprob)
+            mass = token_mass(candidate, choices)
         if not sum(mass.values()) and caps.prompt_logprobs:
-            scoring = await self.score(prompt, choices, role=role)
-            logs = [math.fsum(t.logprob for t in tokens) for tokens in scoring.scores]
-            peak = max(logs)  # the scores of long choices would underflow
-            if peak > -math.inf:
-                mass = {c: math.exp(log - peak) for c, log in zip(choices, logs, strict=True)}
+            mass = scored_mass(await self.score(prompt, choices, role=role), choices)
         total = sum(mass.values())
         return {c: p / total if total else 1 / len(mass) for c, p in mass.items()}
 
@@ -312,6 +315,24 @@ class Run:
                 )
         self.trace.append(Verified(verifier.kind, tuple(v.score for v in verdicts)))
         return verdicts
+
+    def toolbox(self) -> Toolbox:
+        """The tools of the run.
+
+        Raises:
+            ConfigurationError: it has none.
+        """
+        if self.tools is None:
+            raise ConfigurationError(
+                "This strategy calls tools, and the run has none.", remedy="Give solve(..., tools=[...])."
+            )
+        return self.tools
+
+    async def call(
+        self, lines: AsyncIterable[str], *, known: Mapping[str, Any] | None = None, named: bool = True
+    ) -> list[Called]:
+        """Make the calls of tools that the lines write (see :class:`Toolbox`), also while they still arrive."""
+        return await self.toolbox().call(lines, self, known=known or {}, named=named)
 
     async def map(self, function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:
         """``function`` of all items at the same time, results in order; the first failure cancels the rest."""
@@ -357,6 +378,7 @@ class Run:
             seed=derive(self.seed, "child", next(self._children)),
             trace=self.trace,
             run_id=self.run_id,
+            tools=self.tools,
         )
 
     # -- one model call --------------------------------------------------------------------------------
@@ -471,10 +493,6 @@ class Run:
 
 async def _await(function: Callable[[T], Awaitable[R]], item: T) -> R:
     return await function(item)
-
-
-def _first_letters_differ(choices: Sequence[str]) -> bool:
-    return len({c.strip()[:1].casefold() for c in choices}) == len(choices)
 
 
 def _candidate(completion: Completion, task: Task | None, prompt: tuple[Message, ...]) -> Candidate:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stratagem.core.backend import Finish, Message, TokenLogprob
+from stratagem.core.calling import Called
 from stratagem.core.extract import extract_answer
 from stratagem.core.usage import Usage
 
@@ -95,6 +96,8 @@ class Answer(BaseModel):
     value: str | None = None  # the extracted answer
     confidence: float | None = Field(default=None, ge=0.0, le=1.0)
     candidates: tuple[Candidate, ...] = ()
+    calls: tuple[Called, ...] = ()  # of tools, in order, with those that failed
+    basis: tuple[str, ...] = ()  # names of the calls that the answer rests on
     stopped: Stopped = "complete"
     usage: Usage = Usage()
     seconds: float = 0.0

@@ -1,0 +1,246 @@
+"""What all agents share: turns of a talk in which a model writes calls of tools and reads what they gave."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Final
+
+from pydantic import Field
+
+from stratagem.core.backend import Constraint, Message
+from stratagem.core.calling import Called, Toolbox
+from stratagem.core.component import parameter
+from stratagem.core.concurrency import task_group
+from stratagem.core.protocols import Strategy
+from stratagem.core.run import Run, Sampling
+from stratagem.core.task import Answer, Candidate, Task
+
+ANSWER: Final = r"The answer is [^\n]+"
+ANSWER_NOW: Final = "Write the answer now."
+_CALL: Final = re.compile(r"\s*[A-Za-z_]\w*\s*=\s*[A-Za-z_]\w*\s*\(?")
+_LEAST: Final = 40  # characters of each result that are always shown
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One turn of the model and what became of its calls."""
+
+    said: str
+    calls: tuple[Called, ...] = ()
+
+
+class Lines:
+    """Lines of a text that grows, each as soon as it is whole."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+        self._queue: asyncio.Queue[str | None] = asyncio.Queue()
+        self.count = 0  # how many there were
+
+    def add(self, text: str) -> list[str]:
+        """Take in more of the text; gives the lines that it ended."""
+        *whole, self._rest = (self._rest + text).split("\n")
+        return whole
+
+    def end(self, *, cut: bool) -> list[str]:
+        """The last line, unless the text was cut within it."""
+        last, self._rest = self._rest, ""
+        return [last] if last and not cut else []
+
+    def put(self, line: str) -> None:
+        """Hand a line on."""
+        self.count += 1
+        self._queue.put_nowait(line)
+
+    def close(self) -> None:
+        """No line will follow."""
+        self._queue.put_nowait(None)
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        while (line := await self._queue.get()) is not None:
+            yield line
+
+
+class Agent(Strategy):
+    """A model that answers with tools: it writes calls, reads their results, and goes on until it answers."""
+
+    names_calls: ClassVar[bool] = True  # a call has a name by which others take its result
+
+    system: str = parameter("", "Stands before the list of tools.", min_length=1)
+    rounds: int = parameter(8, "Most turns with calls; then it has to answer.", ge=1, search=(2, 12))
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = parameter(
+        0.0, "Sampling temperature; none: the model's own default.", search=(0.0, 1.0)
+    )
+    max_tokens: int = parameter(512, "Longest turn, in tokens.", ge=1)
+    constrained: bool = parameter(
+        True,
+        "Decode well-formed calls only, by a regular expression made of the tools' schemas, where the backend can.",
+    )
+    result_limit: int = parameter(1024, "Most characters shown of one result.", ge=_LEAST)
+    context_limit: int = parameter(
+        12_000, "Most characters shown of all results together; older ones are shortened first.", ge=_LEAST
+    )
+
+    @abstractmethod
+    def pattern(self, tools: Toolbox) -> str:
+        """A regular expression for a turn with calls."""
+
+    def called(self, line: str) -> str | None:
+        """The call that a line of a turn writes, None for a line that writes none."""
+        return line if _CALL.match(line) else None
+
+    @property
+    def calls_at_once(self) -> int:
+        """Most calls of a turn."""
+        return 1
+
+    def told(self, calls: Sequence[Called], limit: int) -> str:
+        """What the model reads after a turn, at most ``limit`` characters of each result."""
+        return "\n".join(
+            f"{call.name or call.call}{' = ' if call.ok else ' '}{call.told(limit)}" for call in calls
+        )
+
+    # -- a turn ------------------------------------------------------------------------------------------
+
+    def talk(
+        self, task: Task, tools: Toolbox, rounds: Sequence[Round], note: str = ""
+    ) -> tuple[Message, ...]:
+        """The conversation after these rounds. What all turns share stands first, for the prefix cache."""
+        limits: list[int] = []
+        left = self.context_limit
+        for each in reversed(rounds):
+            limit = max(_LEAST, min(self.result_limit, left // max(1, len(each.calls))))
+            left = max(0, left - sum(len(call.told(limit)) for call in each.calls))
+            limits.append(limit)
+        messages = [*task.ask(system=f"{self.system}\n{tools.describe()}")]
+        for each, limit in zip(rounds, reversed(limits), strict=True):
+            messages += [Message("assistant", each.said), Message("user", self.told(each.calls, limit))]
+        if note:
+            messages[-1] = replace(messages[-1], content=f"{messages[-1].content}\n{note}")
+        return tuple(messages)
+
+    async def turn(self, task: Task, run: Run, rounds: Sequence[Round], note: str = "") -> Round:
+        """One turn: calls start while the model still writes the rest."""
+        lines = Lines()
+        async with task_group() as group:
+            calling = group.create_task(run.call(lines, known=known(rounds), named=self.names_calls))
+            said = await self.write(task, run, rounds, note, lines)
+            lines.close()
+        return Round(said, tuple(calling.result()))
+
+    async def write(
+        self, task: Task, run: Run, rounds: Sequence[Round], note: str = "", lines: Lines | None = None
+    ) -> str:
+        """What the model writes in its next turn; calls go to ``lines`` as they are written. Where a turn has one
+        call, the engine stops at its end."""
+        lines = lines or Lines()
+        tools = run.toolbox()
+        sampling = await self._sampling(run, f"(?:{self.pattern(tools)}|{ANSWER})")
+        said = ""
+        async with run.stream(self.talk(task, tools, rounds, note), sampling=sampling) as stream:
+            async for chunk in stream:
+                said += chunk.text
+                whole = lines.add(chunk.text)
+                if chunk.completion is not None:
+                    whole += lines.end(cut=chunk.completion.finish == "length")
+                for line in whole:
+                    if (call := self.called(line)) is not None and lines.count < self.calls_at_once:
+                        lines.put(call)
+                if lines.count >= self.calls_at_once:
+                    break
+        return said.rstrip("\n") if lines.count < self.calls_at_once else self._up_to_last_call(said)
+
+    def _up_to_last_call(self, said: str) -> str:
+        """The text without what may have been written after the last call of a turn."""
+        kept: list[str] = []
+        count = 0
+        for line in said.split("\n"):
+            kept.append(line)
+            count += self.called(line) is not None
+            if count == self.calls_at_once:
+                break
+        return "\n".join(kept)
+
+    async def act(self, run: Run, said: str, rounds: Sequence[Round]) -> Round:
+        """Make the calls of a turn that is already written (see :meth:`turn`, which does both at once)."""
+        lines = Lines()
+        for line in said.split("\n"):
+            if (call := self.called(line)) is not None and lines.count < self.calls_at_once:
+                lines.put(call)
+        lines.close()
+        return Round(said, tuple(await run.call(lines, known=known(rounds), named=self.names_calls)))
+
+    async def conclude(self, task: Task, run: Run, rounds: Sequence[Round]) -> Round:
+        """The last turn: it has to answer."""
+        sampling = await self._sampling(run, ANSWER)
+        messages = self.talk(task, run.toolbox(), rounds, ANSWER_NOW)
+        [candidate] = await run.sample(messages, sampling=sampling)
+        return Round(candidate.text)
+
+    async def _sampling(self, run: Run, pattern: str) -> Sampling:
+        can = "regex" in (await run.model().capabilities()).constraints
+        constraint = Constraint("regex", pattern) if self.constrained and can else None
+        return Sampling(self.temperature, max_tokens=self.max_tokens, constraint=constraint)
+
+    # -- what comes of it ----------------------------------------------------------------------------------
+
+    async def __call__(self, task: Task, run: Run) -> Answer:
+        done: list[Round] = []
+        while len(done) < self.rounds:
+            turn = await self.turn(task, run, done)
+            if not turn.calls:
+                return run.propose(answer(task, done, turn.said))
+            done.append(turn)
+            run.propose(so_far(done))
+        last = await self.conclude(task, run, done)
+        return run.propose(answer(task, done, last.said))
+
+
+def known(rounds: Iterable[Round]) -> dict[str, Any]:
+    """Results by the names of their calls; the newest of a name."""
+    return {call.name: call.result for each in rounds for call in each.calls if call.ok}
+
+
+def answer(task: Task, rounds: Sequence[Round], said: str) -> Answer:
+    """The answer that a model gave after these rounds, with the calls it rests on."""
+    value = task.extract(said)
+    calls = tuple(call for each in rounds for call in each.calls)
+    candidate = Candidate(said, value)
+    return Answer.of(candidate).model_copy(update={"calls": calls, "basis": basis(calls, value)})
+
+
+def so_far(rounds: Sequence[Round]) -> Answer:
+    """What is known before the model has answered: the last result, and all calls."""
+    calls = tuple(call for each in rounds for call in each.calls)
+    last = next((call for call in reversed(calls) if call.ok), None)
+    text = "" if last is None else f"{last.call} = {last.told()}"
+    value = None if last is None else _plain(last.result)
+    return Answer(text=text, value=value, calls=calls, basis=basis(calls, value))
+
+
+def basis(calls: Sequence[Called], value: str | None) -> tuple[str, ...]:
+    """The calls that an answer rests on: the last one that gave this value and all that it takes; where none gave
+    it, all that gave a result."""
+    good: Mapping[str, Called] = {call.name: call for call in calls if call.ok}
+    found = [name for name, call in good.items() if value is not None and _plain(call.result) == value]
+    if not found:
+        return tuple(good)
+    needed: set[str] = set()
+    rest = [found[-1]]
+    while rest:
+        name = rest.pop()
+        if name in good and name not in needed:
+            needed.add(name)
+            rest += good[name].takes
+    return tuple(name for name in good if name in needed)
+
+
+def _plain(result: Any) -> str | None:
+    """A result as an answer would state it; None for what is no word or number."""
+    if isinstance(result, bool) or not isinstance(result, str | int | float):
+        return None
+    return f"{result:g}" if isinstance(result, float) else str(result).strip()

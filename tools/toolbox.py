@@ -1,0 +1,109 @@
+"""The tools of a run: what :class:`stratagem.core.calling.Toolbox` asks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from stratagem.core.budget import Amount, Ledger
+from stratagem.core.calling import Called
+from stratagem.core.usage import Usage
+from stratagem.tools.dag import Call, Problem, duplicate
+from stratagem.tools.executor import Execution, Report, Skipped
+from stratagem.tools.notation import parse, pattern, signature, write
+from stratagem.tools.tool import Failed, Tool, Value, tool, toolbox
+
+if TYPE_CHECKING:
+    from stratagem.core.run import Run
+
+
+class Toolbox:
+    """Tools that runs may call, at the same time too.
+
+    Args:
+        tools: made by :func:`stratagem.tools.tool.tool`, or typed functions, which get its defaults.
+        permits: calls at a time of all runs together; ``None`` is no limit.
+
+    Raises:
+        ConfigurationError: no tool, two of one name, or a function that makes none.
+    """
+
+    def __init__(self, tools: Iterable[Tool | Callable[..., Any]], *, permits: int | None = None) -> None:
+        self.tools: Mapping[str, Tool] = toolbox(*(t if isinstance(t, Tool) else tool(t) for t in tools))
+        self._permits = None if permits is None else asyncio.Semaphore(permits)
+
+    def describe(self) -> str:
+        """A line for each tool that tells a model how to call it."""
+        return "\n".join(map(signature, self.tools.values()))
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """The tools as the ``tools`` of OpenAI's interface list them."""
+        return [each.schema for each in self.tools.values()]
+
+    def pattern(self, *, named: bool = True) -> str:
+        """A regular expression for a line of a plan; not ``named``: for its right side alone."""
+        return pattern(self.tools.values(), named=named)
+
+    async def call(
+        self, lines: AsyncIterable[str], run: Run, *, known: Mapping[str, Any], named: bool = True
+    ) -> list[Called]:
+        """See :meth:`stratagem.core.calling.Toolbox.call`."""
+        written: list[Call | Problem] = []
+        texts: list[str] = []
+
+        async def calls() -> AsyncIterator[Call | Problem]:
+            async for line in lines:
+                if line.strip():
+                    call = parse(line, self.tools, name=None if named else f"call{len(texts) + 1}")
+                    written.append(call)
+                    texts.append(line.strip())
+                    yield call
+
+        execution = Execution(self.tools, permits=self._permits, known=known, pay=partial(_pay, run.ledger))
+        report = await execution.run(calls())
+        return _called(written, texts, self.tools, report)
+
+
+async def _pay(ledger: Ledger, most: float) -> Callable[[float], None]:
+    reservation = await ledger.reserve(Amount(money=most))
+    return lambda money: reservation.settle(Usage(money=money))
+
+
+def _called(
+    written: list[Call | Problem], texts: list[str], tools: Mapping[str, Tool], report: Report
+) -> list[Called]:
+    found: list[Called] = []
+    seen: set[str] = set()
+    for each, text in zip(written, texts, strict=True):
+        if isinstance(each, Problem):
+            found.append(Called(each.call or "", text, error=each.message))
+        elif each.id in seen:
+            found.append(Called(each.id, text, each.tool, error=duplicate(each.id).message))
+        else:
+            seen.add(each.id)
+            found.append(_one(each, tools, report))
+    return found
+
+
+def _one(call: Call, tools: Mapping[str, Tool], report: Report) -> Called:
+    outcome, timing = report.outcomes[call.id], report.timings.get(call.id)
+    seconds = 0.0
+    if timing is not None and timing.started is not None and timing.ended is not None:
+        seconds = timing.ended - timing.started
+    return Called(
+        call.id,
+        write(call, tools),
+        call.tool,
+        result=outcome.data if isinstance(outcome, Value) else None,
+        error=outcome.message if isinstance(outcome, Failed) else "",
+        skipped=isinstance(outcome, Skipped),
+        takes=call.needs,
+        seconds=seconds,
+        cost=0.0 if isinstance(outcome, Skipped) else outcome.attempts * _price(tools, call),
+    )
+
+
+def _price(tools: Mapping[str, Tool], call: Call) -> float:
+    return tools[call.tool].cost if call.tool in tools else 0.0
