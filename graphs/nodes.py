@@ -122,10 +122,10 @@ def node(
     """
     if isinstance(budget, str):
         budget = Budget.parse(budget)
-    return StrategyNode(strategy, _roles(llm, models), budget, seed, question_key, answer_key, tools)
+    return StrategyNode(strategy, roles(llm, models), budget, seed, question_key, answer_key, tools)
 
 
-def _roles(llm: Backend | None, models: Mapping[str, Backend] | None) -> Mapping[str, Backend] | None:
+def roles(llm: Backend | None, models: Mapping[str, Backend] | None) -> Mapping[str, Backend] | None:
     roles = {**(models or {}), **({POLICY: llm} if llm is not None else {})}
     if roles and POLICY not in roles:
         raise ConfigurationError(
@@ -135,7 +135,7 @@ def _roles(llm: Backend | None, models: Mapping[str, Backend] | None) -> Mapping
 
 
 def _given(context: Any) -> Mapping[str, Backend] | None:
-    return _roles(_look(context, "llm"), _look(context, "models"))
+    return roles(_look(context, "llm"), _look(context, "models"))
 
 
 def _look(state: Any, key: str) -> Any:

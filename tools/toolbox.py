@@ -34,6 +34,11 @@ class Toolbox:
         self.tools: Mapping[str, Tool] = toolbox(*(t if isinstance(t, Tool) else tool(t) for t in tools))
         self._permits = None if permits is None else asyncio.Semaphore(permits)
 
+    @property
+    def priced(self) -> bool:
+        """Whether a call of one costs money."""
+        return any(each.cost for each in self.tools.values())
+
     def describe(self) -> str:
         """A line for each tool that tells a model how to call it."""
         return "\n".join(map(signature, self.tools.values()))

@@ -53,6 +53,11 @@ def shortened(text: str, limit: int | None) -> str:
 class Toolbox(Protocol):
     """The tools that a run may call."""
 
+    @property
+    def priced(self) -> bool:
+        """Whether a call of one costs money."""
+        ...
+
     def describe(self) -> str:
         """A line for each tool that tells a model how to call it."""
         ...

@@ -25,6 +25,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from stratagem.core.backend import (
@@ -53,6 +54,7 @@ from stratagem.core.errors import (
 )
 from stratagem.core.protocols import Verdict, Verifier
 from stratagem.core.seeds import derive
+from stratagem.core.streams import Told
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.core.trace import (
     CallFinished,
@@ -211,7 +213,7 @@ class Run:
         async with task_group() as group:
 
             def arrived(index: int, completion: Completion) -> None:
-                candidate = drawn[index] = _candidate(completion, task, messages)
+                candidate = drawn[index] = Candidate.of(completion, task, messages)
                 if then is not None:
                     group.create_task(follow(then, index, candidate), context=outside.copy())
 
@@ -256,7 +258,7 @@ class Run:
         with self._call("stream", role, part.n, reservation) as call, holding():
             async with self.model(role).stream(part, call.meter) as stream:
                 call.replayed = stream.replayed
-                yield stream
+                yield Told(stream, partial(self._arrived, call))
 
     async def score(self, prompt: Prompt, continuations: Sequence[str], *, role: str = POLICY) -> Scoring:
         """Log-probabilities of the tokens of each continuation, each on its own; of a reward model, rewards."""
@@ -418,7 +420,8 @@ class Run:
         caps = await self.model(role).capabilities()
         if self.ledger.limits_money and caps.prices == Prices():
             others = [await backend.capabilities() for backend in self.models.values()]
-            if all(other.prices == Prices() for other in others):
+            free = self.tools is None or not self.tools.priced
+            if free and all(other.prices == Prices() for other in others):
                 raise ConfigurationError(
                     f"{caps.model} has no prices: a budget of money would limit nothing.",
                     remedy="Limit tokens, calls or seconds, or give a server's prices (on the command line "
@@ -493,15 +496,3 @@ class Run:
 
 async def _await(function: Callable[[T], Awaitable[R]], item: T) -> R:
     return await function(item)
-
-
-def _candidate(completion: Completion, task: Task | None, prompt: tuple[Message, ...]) -> Candidate:
-    return Candidate(
-        text=completion.text,
-        answer=task.extract(completion.text) if task is not None else None,
-        finish=completion.finish,
-        token_count=completion.token_count,
-        logprob=sum(t.logprob for t in completion.tokens) if completion.tokens else None,
-        tokens=completion.tokens,
-        prompt=prompt,
-    )

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stratagem.core.backend import Finish, Message, TokenLogprob
+from stratagem.core.backend import Completion, Finish, Message, TokenLogprob
 from stratagem.core.calling import Called
 from stratagem.core.extract import extract_answer
 from stratagem.core.usage import Usage
@@ -71,6 +71,19 @@ class Candidate:
     tokens: tuple[TokenLogprob, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)  # by verifier
     prompt: tuple[Message, ...] = ()  # the conversation it completes
+
+    @classmethod
+    def of(cls, completion: Completion, task: Task | None, prompt: tuple[Message, ...]) -> Self:
+        """A completion of ``prompt``, its answer extracted as ``task`` asks for it."""
+        return cls(
+            text=completion.text,
+            answer=task.extract(completion.text) if task is not None else None,
+            finish=completion.finish,
+            token_count=completion.token_count,
+            logprob=sum(t.logprob for t in completion.tokens) if completion.tokens else None,
+            tokens=completion.tokens,
+            prompt=prompt,
+        )
 
     @property
     def steps(self) -> tuple[str, ...]:
