@@ -15,6 +15,7 @@ from stratagem.core.backend import Constraint, Message
 from stratagem.core.calling import Called, Toolbox
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
+from stratagem.core.errors import ContextLengthError
 from stratagem.core.protocols import Strategy
 from stratagem.core.run import Run, Sampling
 from stratagem.core.task import Answer, Candidate, Task
@@ -136,8 +137,16 @@ class Agent(Strategy):
         self, task: Task, run: Run, rounds: Sequence[Round], note: str = "", lines: Lines | None = None
     ) -> str:
         """What the model writes in its next turn; calls go to ``lines`` as they are written. Where a turn has one
-        call, the engine stops at its end."""
+        call, the engine stops at its end. A talk that the model has no room for goes on without its older half."""
         lines = lines or Lines()
+        try:
+            return await self._write(task, run, rounds, note, lines)
+        except ContextLengthError:
+            if not rounds:
+                raise
+            return await self.write(task, run, _newer(rounds), note, lines)
+
+    async def _write(self, task: Task, run: Run, rounds: Sequence[Round], note: str, lines: Lines) -> str:
         tools = run.toolbox()
         sampling = await self._sampling(run, f"(?:{self.pattern(tools)}|{ANSWER})")
         said = ""
@@ -178,7 +187,12 @@ class Agent(Strategy):
         """The last turn: it has to answer."""
         sampling = await self._sampling(run, ANSWER)
         messages = self.talk(task, run.toolbox(), rounds, ANSWER_NOW)
-        [candidate] = await run.sample(messages, sampling=sampling)
+        try:
+            [candidate] = await run.sample(messages, sampling=sampling)
+        except ContextLengthError:
+            if not rounds:
+                raise
+            return await self.conclude(task, run, _newer(rounds))
         return Round(candidate.text)
 
     async def _sampling(self, run: Run, pattern: str) -> Sampling:
@@ -198,6 +212,10 @@ class Agent(Strategy):
             run.propose(so_far(done))
         last = await self.conclude(task, run, done)
         return run.propose(answer(task, done, last.said))
+
+
+def _newer(rounds: Sequence[Round]) -> Sequence[Round]:
+    return rounds[(len(rounds) + 1) // 2 :]
 
 
 def known(rounds: Iterable[Round]) -> dict[str, Any]:

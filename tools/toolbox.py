@@ -71,6 +71,11 @@ class Toolbox:
         return _called(written, texts, self.tools, report)
 
 
+def read_only(functions: Iterable[Callable[..., Any]]) -> Toolbox:
+    """A toolbox of typed functions that change nothing."""
+    return Toolbox(tool(effect="read_only")(function) for function in functions)
+
+
 async def _pay(ledger: Ledger, most: float) -> Callable[[float], None]:
     reservation = await ledger.reserve(Amount(money=most))
     return lambda money: reservation.settle(Usage(money=money))

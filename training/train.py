@@ -19,7 +19,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -89,17 +89,25 @@ def _expected(model: Decoder, mistakes: Mistakes, batch: Batch, hidden: Tensor, 
     )
 
 
-def stream(own: list[Document], share: float, rng: random.Random, bare: float = 0.0) -> Iterator[Document]:
-    """Documents of all skills in turn at random, and a share from the model's own graded samples.
+def stream(
+    own: list[Document],
+    share: float,
+    rng: random.Random,
+    bare: float = 0.0,
+    weights: Mapping[str, float] | None = None,
+) -> Iterator[Document]:
+    """Documents of all skills at random, by their weights (1 if not given), and a share from the model's own graded
+    samples.
 
     A share `bare` of the solved ones comes without probes, which cost as many tokens as the solution.
     """
     sources = [skill.documents(rng) for skill in skills().values()]
+    shares = [(weights or {}).get(name, 1.0) for name in skills()]
     while True:
         if own and rng.random() < share:
             yield rng.choice(own)
             continue
-        made = next(rng.choice(sources))
+        made = next(rng.choices(sources, shares)[0])
         solved = made.messages[-1].loss
         yield replace(made, probes=()) if solved and rng.random() < bare else made
 
@@ -229,12 +237,13 @@ def run(arguments: argparse.Namespace) -> Trainer:
         from rounds import read_documents
 
         own = read_documents(arguments.own)
+    weights = json.loads(arguments.weights)
     precision = torch.bfloat16 if arguments.bf16 else None
     if arguments.compile:
         trainer.model.compile(dynamic=True)
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     every = batches(
-        lambda rng: stream(own, arguments.own_share, rng, arguments.bare),
+        lambda rng: stream(own, arguments.own_share, rng, arguments.bare, weights),
         encoder,
         arguments.seed,
         arguments.tokens // world,
@@ -299,6 +308,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--own", type=Path, nargs="*", help="graded samples of the model, from rounds.py")
     p.add_argument("--own-share", type=float, default=0.5, help="share of documents from --own")
+    p.add_argument("--weights", default="{}", help='JSON: weight of each skill that is not 1, as {"words": 2}')
     p.add_argument("--bare", type=float, default=0.0, help="share of solved problems without judge questions")
     p.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")
     p.add_argument("--config", help="JSON of Config fields, for another size")

@@ -28,6 +28,7 @@ from stratagem.bench.runner import Progress, run_bench
 from stratagem.bench.statistics import Estimate
 from stratagem.bench.store import RESULTS
 from stratagem.bench.summary import Summary, summarise
+from stratagem.tools.toolbox import read_only
 
 _REPORT = "report.html"
 _JOURNAL = "journal.sqlite"  # finished calls of runs that are not finished
@@ -128,6 +129,7 @@ async def measure(
                 concurrency=concurrency,
                 listener=follow,
                 journal=keep,
+                toolbox=read_only,
             )
     except asyncio.CancelledError:
         if not board.total:  # before the first run: there is no folder to read

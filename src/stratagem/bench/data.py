@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,6 +26,7 @@ class Problem:
     id: str
     task: Task
     gold: str
+    functions: tuple[Callable[..., Any], ...] = field(default=(), compare=False)  # tools, read-only ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,14 @@ def _gym(rest: str, limit: int | None, split: str | None) -> Dataset:
             f"gym:{name} has no split {wanted!r}.", remedy=f"It has: {', '.join(SPLITS)}."
         )
     problems = (known[name].problem(chosen, index) for index in range(limit or GYM_LIMIT))
+    tools = getattr(known[name], "functions", None)  # of skills that are about tools
+
+    def functions(problem: Any) -> tuple[Callable[..., Any], ...]:
+        return tuple(tools(problem)) if tools is not None else ()
+
     return Dataset(
         f"gym:{name}/{chosen}",
-        tuple(Problem(p.id, Task.of(p.question, id=p.id), p.answer) for p in problems),
+        tuple(Problem(p.id, Task.of(p.question, id=p.id), p.answer, functions(p)) for p in problems),
     )
 
 

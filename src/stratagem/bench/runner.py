@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stratagem import __version__
 from stratagem.bench.data import Dataset, Problem
@@ -14,6 +15,7 @@ from stratagem.bench.results import Cell, Results, Sample, Served
 from stratagem.bench.store import Store, read_served
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
+from stratagem.core.calling import Toolbox
 from stratagem.core.concurrency import task_group
 from stratagem.core.counts import Counts, counts_of
 from stratagem.core.errors import (
@@ -56,6 +58,7 @@ async def run_bench(
     grader: Verifier | None = None,
     listener: Callable[[Progress], None] | None = None,
     journal: Callable[[str, Mapping[str, Backend]], Mapping[str, Backend]] | None = None,
+    toolbox: Callable[[Sequence[Callable[..., Any]]], Toolbox] | None = None,
 ) -> Results:
     """Run every strategy on every problem with every seed, and keep each result in the folder ``out``.
 
@@ -76,6 +79,7 @@ async def run_bench(
         listener: told at the start and after each run.
         journal: wraps the models for a run, given its id, so that a run that was killed pays for no
             finished call twice.
+        toolbox: makes the tools of a run from the functions of a problem that has some.
 
     Raises:
         ConfigurationError: settings that cannot be used, or not in this folder.
@@ -115,7 +119,8 @@ async def run_bench(
                 given = journal(run_id, models) if journal is not None else models
                 # Another for each problem, so that runs differ in what they draw by chance.
                 own = derive(seed, problem.id)
-                run = Run(given, ledger=Ledger(budget), seed=own, run_id=run_id)
+                tools = toolbox(problem.functions) if toolbox is not None and problem.functions else None
+                run = Run(given, ledger=Ledger(budget), seed=own, run_id=run_id, tools=tools)
                 cell, error = await _cell(problem, name, strategies[name], seed, run, grader)
                 if isinstance(error, BudgetExhausted) and not cell.usage.calls:
                     refused[name].append((cell, error))

@@ -1,0 +1,198 @@
+"""The plan notation: read, written, admitted by its pattern, and decoded by the shipped model's engine."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+import stratagem as sg
+from stratagem.tools.dag import Call, Problem, Reference
+from stratagem.tools.notation import parse, pattern, signature, write
+
+
+class Place(BaseModel):
+    """A place."""
+
+    city: str
+    floor: int
+
+
+@sg.tool
+async def find(query: str, limit: int = 3, sort: Literal["price", "age"] = "price") -> list[dict[str, Any]]:
+    """Find things.
+
+    The best first.
+    """
+    return [{"query": query, "limit": limit, "sort": sort}]
+
+
+@sg.tool
+async def send(to: Place, text: str | None, urgent: bool, copies: list[str]) -> bool:
+    """Send a text."""
+    return bool(to and text and urgent and copies)
+
+
+@sg.tool
+async def now(zone: str = "UTC", short: bool = False) -> str:
+    """The time."""
+    return f"{zone}{short}"
+
+
+@sg.tool
+async def store(data: Any) -> None:
+    """Keep anything."""
+    assert data is not None
+
+
+TOOLS = {each.name: each for each in (find, send, now, store)}
+PATTERN = re.compile(pattern(TOOLS.values()))
+
+
+def read(line: str) -> Call:
+    call = parse(line, TOOLS)
+    assert isinstance(call, Call), call
+    return call
+
+
+def test_signatures() -> None:
+    assert [signature(each) for each in TOOLS.values()] == [
+        'find(query: string, limit: integer = 3, sort: "price" | "age" = "price"): Find things. The best first.',
+        "send(to: {city: string, floor: integer}, text: string | null, urgent: boolean, copies: list of string): "
+        "Send a text.",
+        'now(zone: string = "UTC", short: boolean = false): The time.',
+        "store(data: any): Keep anything.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments"),
+    [
+        ('a = find("red shoes")', {"query": "red shoes"}),
+        ('a=find( "x" ,limit = 2 )', {"query": "x", "limit": 2}),
+        ('a = find(sort="age", query=b)', {"sort": "age", "query": Reference.model_validate({"$ref": "b"})}),
+        ('a = now()', {}),
+        ('a = store([1, {"k": b.items[0]}, -2.5e3, null, true])',
+         {"data": [1, {"k": Reference.model_validate({"$ref": "b", "path": ["items", 0]})}, -2500.0, None, True]}),
+        ('a = store(b["odd key"].x)', {"data": Reference.model_validate({"$ref": "b", "path": ["odd key", "x"]})}),
+        ('a = store("b.items[0] = \\"find(1)\\"")', {"data": 'b.items[0] = "find(1)"'}),  # a text stays a text
+    ],
+)  # fmt: skip
+def test_lines_are_read(line: str, arguments: dict[str, Any]) -> None:
+    call = read(line)
+    assert (call.id, call.arguments) == ("a", arguments)
+    assert read(f"a = {write(call, TOOLS)}") == call
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "words"),
+    [
+        ("", "malformed", "name of a call wanted"),
+        ("a", "malformed", "'=' wanted, but it ends"),
+        ("a = ", "malformed", "name of a tool wanted"),
+        ('a = find("x"', "malformed", "')' wanted"),
+        ('a = find("x")) + 1', "malformed", "end of the line wanted"),
+        ("a = find('x')", "malformed", "JSON or the name of a call wanted"),
+        ("a = find(b[c])", "malformed", "key or a position wanted"),
+        ("a = store({1: 2})", "malformed", "key in quotes wanted"),
+        ("a = find(" + "[" * 500, "malformed", "nested too deeply"),
+        ('a = find("x", 1, "age", 4)', "bad_arguments", "find takes 3 arguments, not 4"),
+        ('a = find("x", query="y")', "bad_arguments", "'query' twice"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said(line: str, kind: str, words: str) -> None:
+    problem = parse(line, TOOLS)
+    assert isinstance(problem, Problem)
+    assert (problem.kind, words in problem.message) == (kind, True), problem
+
+
+def test_a_line_of_any_length_is_read_or_refused() -> None:
+    assert isinstance(parse("a = store(" + "[1, " * 40 + "1" + "]" * 40 + ")", TOOLS), Call)
+    assert isinstance(parse("a = store(" + "[" * 100_000 + ")", TOOLS), Problem)
+    assert isinstance(parse('a = find("' + "x" * 100_000 + '")', TOOLS), Call)
+
+
+names = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True).filter(
+    lambda name: name not in ("true", "false", "null")
+)
+references = st.builds(
+    lambda call, path: Reference.model_validate({"$ref": call, "path": path}),
+    names, st.lists(st.one_of(st.text(max_size=5), st.integers(0, 99)), max_size=3),
+)  # fmt: skip
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-(10**9), 10**9), st.text(max_size=12), references)
+values = st.recursive(
+    scalars,
+    lambda parts: st.one_of(
+        st.lists(parts, max_size=3),
+        st.dictionaries(st.text(max_size=5).filter(lambda key: key != "$ref"), parts, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(names, values)
+def test_what_is_written_is_read_back(name: str, value: Any) -> None:
+    call = Call(id=name, tool="store", arguments={})
+    call = call.model_copy(update={"arguments": {"data": value}})
+    again = parse(f"{name} = {write(call, TOOLS)}", TOOLS)
+    assert isinstance(again, Call), again
+    assert again.arguments == call.arguments
+
+
+@pytest.mark.parametrize(
+    ("line", "admitted"),
+    [
+        ('a = find("x")', True),
+        ('a = find("x", limit=2, sort="age")', True),
+        ('a = find("x", sort="age")', True),
+        ("a = find(b.x[0], limit=c)", True),
+        ("a = now()", True),
+        ("a = now(short=true)", True),
+        ('a = now(zone="CET", short=false)', True),
+        ('a = send({"city": "Rome", "floor": 2}, null, true, ["x", b])', True),
+        ('a = store({"k": [1, 2.5, {"z": null}]})', True),
+        ('a = find("x", limit="2")', False),
+        ('a = find("x", sort="size")', False),
+        ("a = find()", False),
+        ("a = find(3)", False),
+        ('a = lose("x")', False),
+        ('a = send({"city": "Rome"}, null, true, [])', False),
+        ('A = find("x")', False),
+        ('a = find("x) = find("y")', False),
+    ],
+)
+def test_the_pattern_admits_well_formed_calls_only(line: str, admitted: bool) -> None:
+    assert bool(PATTERN.fullmatch(line)) is admitted
+    if admitted:
+        assert not list(read(line).problems(TOOLS))
+
+
+def test_the_engine_decodes_nothing_but_calls() -> None:
+    """At the highest temperature, from a model that was never asked for such tools: each line is read."""
+
+    async def main() -> None:
+        llm = sg.connect()
+        one = pattern(TOOLS.values())
+        request = sg.Request(
+            (sg.Message("user", "Plan."),), n=8, max_tokens=160, temperature=1.5, seed=1,
+            constraint=sg.Constraint("regex", f"{one}(?:\\n{one}){{0,2}}"),
+        )  # fmt: skip
+        generation = await llm.generate(request)
+        lines = [
+            line
+            for completion in generation.completions
+            for line in completion.text.split("\n")[: None if completion.finish == "stop" else -1]
+        ]
+        assert len(lines) >= 4
+        for line in lines:
+            call = parse(line, TOOLS)
+            assert isinstance(call, Call), (line, call)
+            assert not list(call.problems(TOOLS))
+
+    asyncio.run(main())
