@@ -126,6 +126,7 @@ def node(
 
 
 def roles(llm: Backend | None, models: Mapping[str, Backend] | None) -> Mapping[str, Backend] | None:
+    """Backends by role; None where none is given."""
     roles = {**(models or {}), **({POLICY: llm} if llm is not None else {})}
     if roles and POLICY not in roles:
         raise ConfigurationError(

@@ -109,8 +109,9 @@ def test_everything_public_has_a_docstring() -> None:
 
 
 def test_every_name_of_the_facade_is_explained() -> None:
-    """In the README or the guide, in code that runs or in a sentence."""
-    told = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/guide.md"))
+    """In the README or a page that explains, in code that runs or in a sentence."""
+    pages = ("README.md", "docs/guide.md", "docs/tools.md")
+    told = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
     code = "\n".join(source for page in PAGES for _, source in blocks(page))
     prose = re.sub(r"^```.*?^```", "", told, flags=re.DOTALL | re.MULTILINE)
     sentences = [paragraph for paragraph in prose.split("\n\n") if len(paragraph.split()) >= 5]
@@ -122,8 +123,8 @@ def test_every_name_of_the_facade_is_explained() -> None:
 # Parts of other modules, or of the package that names what is public of them.
 INTERNAL = re.compile(
     r"stratagem\.("
-    r"cli|backends\.embedded\.(?!backend$)\w+|bench\.store|bench\.gym\.\w+|bench\.gym\.words\.\w+|graphs\.\w+"
-    r"|core\.(agreement|concurrency|files|postgres|prompts|seeds))"
+    r"cli|backends\.embedded\.(?!backend$)\w+|bench\.store|bench\.gym\.\w+|bench\.gym\.(words|toolworld)\.\w+|graphs\.\w+"
+    r"|core\.(agreement|choosing|concurrency|files|postgres|prompts|seeds))"
 )
 
 

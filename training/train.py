@@ -308,7 +308,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--own", type=Path, nargs="*", help="graded samples of the model, from rounds.py")
     p.add_argument("--own-share", type=float, default=0.5, help="share of documents from --own")
-    p.add_argument("--weights", default="{}", help='JSON: weight of each skill that is not 1, as {"words": 2}')
+    p.add_argument(
+        "--weights", default="{}", help='JSON: weight of each skill that is not 1, as {"words": 2}'
+    )
     p.add_argument("--bare", type=float, default=0.0, help="share of solved problems without judge questions")
     p.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")
     p.add_argument("--config", help="JSON of Config fields, for another size")
