@@ -16,11 +16,12 @@ from stratagem.bench.gym.toolworld import ToolWorld
 from stratagem.core.prompts import DIVIDE, ONE_CALL, REACT
 from stratagem.testing.language import END, Distribution, Language
 from stratagem.testing.toy import ToyModel
+from stratagem.tools.dag import Call
 from stratagem.tools.notation import parse, pattern, signature
 from stratagem.tools.toolbox import read_only
 
-WORLD = skill("toolworld")
-assert isinstance(WORLD, ToolWorld)
+WORLD = ToolWorld()
+assert skill("toolworld") == WORLD
 
 
 def made(split: Split, count: int) -> list[Problem]:
@@ -72,7 +73,7 @@ def test_signatures_and_lines_are_those_of_the_plan_notation() -> None:
         for step in problem.steps:
             assert one.fullmatch(step.text)
             call = parse(step.text, tools)
-            assert isinstance(call, sg.tools.dag.Call)
+            assert isinstance(call, Call)
             assert [ord(need) - ord("a") for need in call.needs] == sorted(
                 set(step.needs), key=step.needs.index
             )

@@ -1,0 +1,124 @@
+"""The sandbox of first choice: Monty, an interpreter of a subset of Python that has no way out built in.
+
+Source: https://github.com/pydantic/monty. A program runs in a worker process of its own, started for it (some
+milliseconds) and gone after it. The interpreter knows no sockets, processes, C extensions or introspection of the
+host; files it asks the host for, which gives none. A worker whose parent was killed ends with its own limit of
+time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from stratagem.core.errors import ConfigurationError
+from stratagem.core.sandbox import Ended, Executed
+from stratagem.tools.sandbox._limits import as_json, checked
+
+if TYPE_CHECKING:
+    from pydantic_monty import MontyError
+
+_GRACE = 1.0  # seconds that the interpreter has to notice the end of its time by itself
+_ENDED: Mapping[str, Ended] = {
+    "TimeoutError": "timeout",
+    "MemoryError": "memory",
+    "PermissionError": "refused",
+    "ModuleNotFoundError": "refused",
+    "NotImplementedError": "refused",
+}
+
+
+class MontySandbox:
+    """Runs a subset of Python.
+
+    Args:
+        timeout: seconds of each program.
+        memory: bytes of its heap.
+        output: most bytes that it may print, and that its value may have as JSON.
+        permits: programs at a time.
+
+    Raises:
+        ConfigurationError: a limit is not above 0.
+    """
+
+    def __init__(
+        self, *, timeout: float = 5.0, memory: int = 100_000_000, output: int = 20_000, permits: int = 4
+    ) -> None:
+        checked(timeout=timeout, memory=memory, output=output, permits=permits)
+        self._timeout = timeout
+        self._memory = memory
+        self._output = output
+        self._permits = asyncio.Semaphore(permits)
+
+    async def run(self, program: str, inputs: Mapping[str, Any] | None = None) -> Executed:
+        """See :meth:`stratagem.core.sandbox.Sandbox.run`."""
+        try:
+            from pydantic_monty import (
+                AsyncMonty,
+                CollectString,
+                MontyCrashedError,
+                MontyError,
+                ResourceLimits,
+            )
+        except ImportError as error:
+            raise ConfigurationError(
+                "The sandbox needs pydantic-monty.", remedy="pip install 'stratagem[sandbox]'"
+            ) from error
+        given = as_json(inputs)
+        printed = CollectString(self._output)
+        limits = ResourceLimits(
+            max_feed_duration_secs=self._timeout,
+            max_total_sleep_secs=self._timeout,
+            max_memory=self._memory,
+        )
+        async with self._permits:
+            started = time.monotonic()
+            ended: Ended = "done"
+            value, error_text = None, ""
+            deadline = asyncio.timeout(self._timeout + _GRACE)
+            try:
+                pool = AsyncMonty(max_processes=1, max_checkouts_per_worker=1)
+                with suppress(TimeoutError):
+                    async with deadline, pool, pool.checkout(limits=limits) as session:
+                        value = await session.feed_run(program, inputs=given, print_callback=printed)
+                if deadline.expired():
+                    ended, error_text = "timeout", self._late
+            except MontyCrashedError as error:
+                ended, error_text = "crash", str(error)
+            except MontyError as error:
+                ended, error_text = self._failure(error, len(printed.output.encode()))
+            seconds = time.monotonic() - started
+        if ended == "done":
+            value, error_text = self._plain(value)
+            ended = "result" if error_text else "done"
+        return Executed(ended, value, printed.output[: self._output], error_text, seconds)
+
+    def _failure(self, error: MontyError, printed: int) -> tuple[Ended, str]:
+        from pydantic_monty import MontySyntaxError
+
+        if isinstance(error, MontySyntaxError):
+            return "syntax", error.display("type-msg")
+        kind = type(error.exception()).__name__
+        ended = _ENDED.get(kind, "exception")
+        if ended == "timeout":
+            return ended, self._late
+        if ended == "memory" and f"> {self._output} bytes" in str(error):
+            return "output", f"It printed more than {self._output} bytes."
+        return ended, str(error)
+
+    @property
+    def _late(self) -> str:
+        return f"It took longer than {self._timeout:g} s."
+
+    def _plain(self, value: Any) -> tuple[Any, str]:
+        try:
+            text = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            return None, f"Its value is no JSON: {error}."
+        if len(text.encode()) > self._output:
+            return None, f"Its value has more than {self._output} bytes as JSON."
+        return json.loads(text), ""
