@@ -123,7 +123,7 @@ def test_every_name_of_the_facade_is_explained() -> None:
 # Parts of other modules, or of the package that names what is public of them.
 INTERNAL = re.compile(
     r"stratagem\.("
-    r"cli|backends\.embedded\.(?!backend$)\w+|bench\.store|bench\.gym\.\w+|bench\.gym\.(words|toolworld)\.\w+|graphs\.\w+|tools\.sandbox\.(monty|process)"
+    r"cli|backends\.embedded\.(?!backend$)\w+|bench\.store|bench\.gym\.\w+|bench\.gym\.(words|toolworld)\.\w+|graphs\.\w+|tools\.sandbox\.(monty|process|python_tool)"
     r"|core\.(agreement|choosing|concurrency|files|postgres|prompts|seeds))"
 )
 

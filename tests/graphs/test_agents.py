@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
@@ -51,7 +51,7 @@ class Count:
         return sg.Toolbox([size, plus])
 
 
-CONFIG: dict[str, Any] = {"configurable": {"thread_id": "t"}}
+CONFIG: RunnableConfig = {"configurable": {"thread_id": "t"}}
 
 
 def test_the_graph_answers_as_the_strategy_does_with_a_checkpoint_after_each_step() -> None:

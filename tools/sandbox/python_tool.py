@@ -8,7 +8,7 @@ from stratagem.core.sandbox import Sandbox
 from stratagem.tools.tool import Tool, tool
 
 
-class ProgramError(Exception):
+class _ProgramError(Exception):
     """A program did not run to its end."""
 
 
@@ -23,7 +23,7 @@ def python_tool(sandbox: Sandbox, *, name: str = "python", timeout: float = 60.0
         """Run Python and get what it prints and the value of its last line. It has no network and no files."""
         done = await sandbox.run(code)
         if not done.ok:
-            raise ProgramError(
+            raise _ProgramError(
                 f"{done.ended}: {done.error}" + (f" It printed: {done.output}" if done.output else "")
             )
         return {"output": done.output, "value": done.value}
