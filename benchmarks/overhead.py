@@ -20,11 +20,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from goals import Goals, parser
+from stratagem.core.asking import POLICY, Sampling
 from stratagem.core.backend import Request
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
-from stratagem.core.run import POLICY, Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.task import Task
 from stratagem.testing.toy import ToyModel
 

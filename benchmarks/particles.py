@@ -25,9 +25,10 @@ from contextvars import ContextVar
 from typing import Any, ClassVar
 
 from goals import Goals, parser
+from stratagem.core.asking import POLICY
 from stratagem.core.backend import Message, Request, ScoreRequest
 from stratagem.core.protocols import Verdict, Verifier
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.seeds import derive
 from stratagem.core.task import Candidate, Task
 from stratagem.strategies._search.filtering import Weighted, same

@@ -19,12 +19,13 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from pydantic import TypeAdapter
 
+from stratagem.core.asking import POLICY
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.calling import Toolbox
 from stratagem.core.connect import shipped
 from stratagem.core.errors import BudgetExhausted
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.core.trace import Record, Trace
 from stratagem.core.usage import Usage

@@ -11,13 +11,14 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import Field
 
+from stratagem.core.asking import Sampling
 from stratagem.core.backend import Constraint, Message
 from stratagem.core.calling import Called, Toolbox
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import ContextLengthError
 from stratagem.core.protocols import Strategy
-from stratagem.core.run import Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
 
 ANSWER: Final = r"The answer is [^\n]+"

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from stratagem.core.asking import Sampling
 from stratagem.core.backend import Message
 from stratagem.core.component import parameter
 from stratagem.core.prompts import STEP_BY_STEP
 from stratagem.core.protocols import Strategy
-from stratagem.core.run import Sampling
 from stratagem.core.task import Task
 
 

@@ -15,11 +15,12 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from stratagem.core.asking import Sampling
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import BudgetExhausted
 from stratagem.core.protocols import Verifier
-from stratagem.core.run import Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.strategies._judging import best, judge
 from stratagem.strategies._sampler import Sampler

@@ -16,11 +16,12 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from stratagem.core.asking import JUDGE
 from stratagem.core.backend import Message
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
 from stratagem.core.protocols import Verifier
-from stratagem.core.run import JUDGE, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.strategies._judging import best, judge
 from stratagem.strategies._refining import latest, objects

@@ -17,10 +17,11 @@ import asyncio
 import itertools
 from typing import ClassVar, Literal
 
+from stratagem.core.asking import JUDGE
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import UnsupportedError
-from stratagem.core.run import JUDGE, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.strategies._confidence import mean
 from stratagem.strategies._sampler import Sampler

@@ -8,10 +8,11 @@ import random
 import pytest
 
 from runs_kit import cancel_at_random_points, strategies
+from stratagem.core.asking import POLICY
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import BackendError, BudgetExhausted
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Task
 from stratagem.testing.loops import run
 from stratagem.testing.toy import ToyModel, jittered

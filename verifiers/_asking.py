@@ -6,8 +6,9 @@ generation in the server's prefix cache, and one token answers it.
 
 from __future__ import annotations
 
+from stratagem.core.asking import JUDGE
 from stratagem.core.backend import Message
-from stratagem.core.run import JUDGE, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 
 

@@ -10,10 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from stratagem.core.asking import JUDGE, Sampling
 from stratagem.core.backend import Message
 from stratagem.core.component import parameter
 from stratagem.core.protocols import Verdict, Verifier
-from stratagem.core.run import JUDGE, Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 from stratagem.verifiers._asking import probability
 

@@ -11,12 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
+from stratagem.core.asking import REWARD
 from stratagem.core.backend import Message
 from stratagem.core.component import parameter
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.protocols import Verdict, Verifier
 from stratagem.core.rewards import Aggregate, aggregated
-from stratagem.core.run import REWARD, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 from stratagem.verifiers.step_judge import step_ends
 

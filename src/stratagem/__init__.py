@@ -17,6 +17,7 @@ _HOME = {
     "stratagem.api": ("solve", "solve_sync"),
     "stratagem.core.connect": ("connect",),
     "stratagem.backends.vllm.connect": ("connect_vllm",),
+    "stratagem.core.asking": ("Sampling",),
     "stratagem.core.backend": ("Backend", "Constraint", "Message", "Request"),
     "stratagem.core.budget": ("Budget", "Ledger"),
     "stratagem.core.calling": ("Called",),
@@ -30,7 +31,7 @@ _HOME = {
     ),
     "stratagem.core.execute": ("execute",),
     "stratagem.core.protocols": ("Strategy", "Verdict", "Verifier"),
-    "stratagem.core.run": ("Run", "Sampling"),
+    "stratagem.core.run": ("Run",),
     "stratagem.core.task": ("Answer", "Candidate", "Task"),
     "stratagem.core.trace": ("JsonLines", "Trace"),
     "stratagem.core.usage": ("Usage",),
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from stratagem.api import solve as solve
     from stratagem.api import solve_sync as solve_sync
     from stratagem.backends.vllm.connect import connect_vllm as connect_vllm
+    from stratagem.core.asking import Sampling as Sampling
     from stratagem.core.backend import Backend as Backend
     from stratagem.core.backend import Constraint as Constraint
     from stratagem.core.backend import Message as Message
@@ -116,7 +118,6 @@ if TYPE_CHECKING:
     from stratagem.core.protocols import Verdict as Verdict
     from stratagem.core.protocols import Verifier as Verifier
     from stratagem.core.run import Run as Run
-    from stratagem.core.run import Sampling as Sampling
     from stratagem.core.task import Answer as Answer
     from stratagem.core.task import Candidate as Candidate
     from stratagem.core.task import Task as Task

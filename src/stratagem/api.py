@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stratagem.core.asking import JUDGE, POLICY
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.calling import Toolbox
@@ -17,7 +18,7 @@ from stratagem.core.connect import shipped
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
-from stratagem.core.run import JUDGE, POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.core.trace import Trace
 

@@ -18,12 +18,13 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from stratagem.core.asking import Sampling
 from stratagem.core.backend import Finish, Message, TokenLogprob
 from stratagem.core.component import parameter
 from stratagem.core.errors import ContextLengthError, UnsupportedError
 from stratagem.core.protocols import Verifier
 from stratagem.core.rewards import Aggregate, aggregated
-from stratagem.core.run import Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.seeds import derive
 from stratagem.core.task import Candidate, Task
 from stratagem.strategies._sampler import Sampler

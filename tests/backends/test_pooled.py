@@ -10,10 +10,11 @@ import pytest
 import stratagem as sg
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.backends.pooled import Pooled
+from stratagem.core.asking import Sampling
 from stratagem.core.backend import Backend, Message, Request
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.errors import BudgetExhausted, ConfigurationError, UnavailableError
-from stratagem.core.run import Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.trace import Retried
 from stratagem.core.usage import Meter, Usage
 from stratagem.testing import laws

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from stratagem.core.asking import POLICY, Sampling
 from stratagem.core.backend import Chunk
 from stratagem.core.budget import Budget, Ledger
-from stratagem.core.run import POLICY, Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 from stratagem.core.trace import CallFinished, CompletionArrived
 from stratagem.testing.loops import run

@@ -6,10 +6,11 @@ import asyncio
 import subprocess
 import sys
 
+from stratagem.core.asking import POLICY
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.testing.loops import run
 from stratagem.testing.toy import ToyModel

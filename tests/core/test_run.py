@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from stratagem.core.asking import JUDGE, POLICY, Sampling
 from stratagem.core.backend import Backend, Constraint, Generation, Message, Request, ScoreRequest
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.errors import (
@@ -25,7 +26,7 @@ from stratagem.core.errors import (
 )
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy, Verdict, Verifier
-from stratagem.core.run import JUDGE, POLICY, Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.core.trace import CallFinished, CallStarted, CompletionArrived, RunFinished, Trace, Verified
 from stratagem.core.usage import Meter, Prices, Usage

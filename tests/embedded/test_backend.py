@@ -13,6 +13,7 @@ import pytest
 
 from stratagem.backends.embedded.backend import MINI, EmbeddedBackend
 from stratagem.backends.embedded.engine import Engine
+from stratagem.core.asking import Sampling
 from stratagem.core.backend import Backend, Constraint, Message, Request, ScoreRequest, Stream
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.errors import (
@@ -24,7 +25,7 @@ from stratagem.core.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from stratagem.core.run import Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.task import Task
 from stratagem.core.usage import Meter, Usage
 from stratagem.testing import laws

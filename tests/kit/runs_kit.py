@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from stratagem.core.asking import POLICY, Sampling
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.component import parameter
 from stratagem.core.errors import BackendError, BudgetExhausted
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy, Verifier
-from stratagem.core.run import POLICY, Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.core.trace import Record, Retried, Trace
 from stratagem.core.usage import Usage

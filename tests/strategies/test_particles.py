@@ -14,12 +14,13 @@ import pytest
 from particles import uneven
 from stratagem.api import solve
 from stratagem.backends.journaled import Journal, Journaled
+from stratagem.core.asking import POLICY
 from stratagem.core.backend import Message, Request, ScoreRequest
 from stratagem.core.component import parameter
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy, Verdict, Verifier
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.strategies._search.filtering import Filtering, Weighted, same
 from stratagem.strategies._search.particles import Filter

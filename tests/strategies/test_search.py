@@ -15,10 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 
 import stratagem as sg
+from stratagem.core.asking import POLICY
 from stratagem.core.backend import Message, Request, ScoreRequest
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.execute import execute
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.strategies._search.beam import Beam, Forest
 from stratagem.strategies._search.driver import node_of

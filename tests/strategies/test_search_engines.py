@@ -14,8 +14,9 @@ import stratagem as sg
 from openai_kit import quick
 from stratagem.backends import openai as module
 from stratagem.backends.openai import OpenAIBackend
+from stratagem.core.asking import POLICY
 from stratagem.core.execute import execute
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.core.usage import Usage
 from stratagem.strategies._search.steps import Partial, Stepwise

@@ -10,11 +10,12 @@ from typing import ClassVar
 
 import pytest
 
+from stratagem.core.asking import POLICY
 from stratagem.core.backend import Message, Request, ScoreRequest
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.errors import BudgetExhausted, ConfigurationError, UnsupportedError
 from stratagem.core.protocols import Strategy, Verifier
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.strategies._search.steps import Partial, Stepwise
 from stratagem.testing.toy import CAPABLE, ToyModel

@@ -13,13 +13,14 @@ import pytest
 from pydantic import Field
 
 from laws_kit import broken
+from stratagem.core.asking import Sampling
 from stratagem.core.backend import (
     Request,
 )
 from stratagem.core.budget import Amount
 from stratagem.core.errors import BackendError, StrategyError
 from stratagem.core.protocols import Strategy, Verdict, Verifier
-from stratagem.core.run import Run, Sampling
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
 from stratagem.core.usage import Meter
 from stratagem.testing import laws

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import pytest
 
+from stratagem.core.asking import POLICY
 from stratagem.core.backend import Constraint, Message, Request, ScoreRequest
 from stratagem.core.errors import BackendError, ContextLengthError, UnsupportedError
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Task
 from stratagem.core.usage import Meter, Prices, Usage
 from stratagem.testing.faults import Failing

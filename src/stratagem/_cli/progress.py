@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stratagem._cli.console import ACCENT, DIM, SEPARATOR, count, percent, safe, seconds
-from stratagem.core.run import POLICY
+from stratagem.core.asking import POLICY
 from stratagem.core.trace import (
     CallFinished,
     CallStarted,

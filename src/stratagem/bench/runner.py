@@ -13,6 +13,7 @@ from stratagem import __version__
 from stratagem.bench.data import Dataset, Problem
 from stratagem.bench.results import Cell, Results, Sample, Served
 from stratagem.bench.store import Store, read_served
+from stratagem.core.asking import POLICY
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.calling import Toolbox
@@ -28,7 +29,7 @@ from stratagem.core.errors import (
 )
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy, Verifier
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.seeds import derive
 from stratagem.core.task import Answer
 

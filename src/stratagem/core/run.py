@@ -28,12 +28,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from stratagem.core.asking import JUDGE, POLICY, Prompt, Sampling, as_messages
 from stratagem.core.backend import (
     Backend,
     Capabilities,
     Chunk,
     Completion,
-    Constraint,
     Message,
     Request,
     ScoreRequest,
@@ -69,30 +69,6 @@ from stratagem.core.usage import Meter, Prices
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-Prompt = str | Task | Sequence[Message]
-POLICY = "policy"
-JUDGE = "judge"
-REWARD = "reward"
-
-
-def as_messages(prompt: Prompt) -> tuple[Message, ...]:
-    """A conversation from a plain question, a task or messages."""
-    if isinstance(prompt, str):
-        return (Message("user", prompt),)
-    return prompt.messages if isinstance(prompt, Task) else tuple(prompt)
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to sample; ``None`` is the model's own default."""
-
-    temperature: float | None = None
-    top_p: float = 1.0
-    max_tokens: int = 512
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    constraint: Constraint | None = None
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from stratagem.core.asking import Prompt, as_messages
 from stratagem.core.backend import (
     Capabilities,
     Chunk,
@@ -29,7 +30,6 @@ from stratagem.core.backend import (
     TokenLogprob,
 )
 from stratagem.core.errors import ContextLengthError, UnsupportedError
-from stratagem.core.run import Prompt, as_messages
 from stratagem.core.usage import Meter, Usage
 from stratagem.testing import _decoding as decoding
 from stratagem.testing.language import Distribution, Language, arithmetic, table

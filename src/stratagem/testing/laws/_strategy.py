@@ -8,12 +8,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stratagem.core.asking import POLICY
 from stratagem.core.backend import Backend, Request, ScoreRequest
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.errors import BudgetExhausted, StratagemError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.core.trace import CompletionArrived, Record
 from stratagem.core.usage import Prices, Usage

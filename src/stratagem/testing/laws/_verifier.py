@@ -7,10 +7,11 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from stratagem.core.asking import POLICY
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.errors import BudgetExhausted
 from stratagem.core.protocols import Verdict, Verifier
-from stratagem.core.run import POLICY, Run
+from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 from stratagem.testing.laws._trial import (
     cancelled_everywhere,
