@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stratagem.backends._replay.database import database_at
+from stratagem.backends._replay.database import Database, database_at
 from stratagem.backends._replay.replaying import Replaying
 from stratagem.core.backend import Backend
 
@@ -19,9 +19,30 @@ class Journal:
     def __init__(self, where: str | Path) -> None:
         self.database = database_at(where)
 
+    def of(self, run_id: str) -> KeptCalls:
+        """The finished calls of a run, for what keeps others than a model's (see
+        :class:`stratagem.core.kept.Kept`)."""
+        return KeptCalls(self.database, run_id)
+
     async def aclose(self) -> None:
         """Closes it; it is opened again when used."""
         await self.database.aclose()
+
+
+class KeptCalls:
+    """One run's part of a journal."""
+
+    def __init__(self, database: Database, run_id: str) -> None:
+        self._database = database
+        self._run_id = run_id
+
+    async def recall(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Raises StoreError."""
+        return await self._database.get(self._run_id, keys)
+
+    async def remember(self, rows: Mapping[str, str]) -> None:
+        """Raises StoreError."""
+        await self._database.put(self._run_id, rows)
 
 
 class Journaled(Replaying):
@@ -42,15 +63,15 @@ class Journaled(Replaying):
         super().__init__(inner)
         self._shared = isinstance(journal, Journal)
         self._journal = journal if isinstance(journal, Journal) else Journal(journal)
-        self._run_id = run_id
+        self._kept = self._journal.of(run_id)
 
     async def recall(self, keys: Sequence[str]) -> Mapping[str, str]:
         """Raises StoreError."""
-        return await self._journal.database.get(self._run_id, keys)
+        return await self._kept.recall(keys)
 
     async def remember(self, rows: Mapping[str, str]) -> None:
         """Raises StoreError."""
-        await self._journal.database.put(self._run_id, rows)
+        await self._kept.remember(rows)
 
     async def aclose(self) -> None:
         """Closes the wrapped backend, and the journal unless it is shared."""

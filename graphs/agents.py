@@ -1,7 +1,7 @@
 """Agents as LangGraph graphs: divide, execute and aggregate are nodes, with a checkpoint after each.
 
-    divide --(calls)--> execute --> aggregate --(more)--> divide
-       \\--(an answer)--> END           \\--(no more rounds)--> conclude --> END
+    begin --> divide --(calls)--> execute --> aggregate --(more)--> divide
+                 \\--(an answer)--> END           \\--(no more rounds)--> conclude --> END
 
 The same turns as in ``await strategy(task, run)``, where they can be watched, interrupted and resumed. A checkpoint
 lies between the plan and its calls, so calls wait until the plan is written; the strategy by itself starts them
@@ -11,20 +11,23 @@ while it still is.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal, TypedDict
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
+from langgraph.types import interrupt
 from pydantic import TypeAdapter
 
 from stratagem.core.asking import POLICY
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
-from stratagem.core.calling import Toolbox
+from stratagem.core.calling import Approval, Toolbox
 from stratagem.core.connect import shipped
 from stratagem.core.errors import BudgetExhausted
+from stratagem.core.kept import InMemory, Kept
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.core.trace import Record, Trace
@@ -43,7 +46,8 @@ class AgentState(TypedDict, total=False):
     said: str  # what the model wrote last
     rounds: list[dict[str, Any]]  # turns with calls, and what became of them
     usage: dict[str, Any]  # spent so far
-    answer: dict[str, Any]  # plain data of an Answer, once there is one
+    answer: dict[str, Any] | None  # plain data of an Answer, once there is one
+    sitting: str  # tells the calls of one question apart from those of others in the thread
 
 
 class _Nodes:
@@ -54,14 +58,18 @@ class _Nodes:
         models: Mapping[str, Backend] | None,
         budget: Budget | None,
         seed: int,
+        keep: Callable[[str], Kept],
+        asks: bool,
     ) -> None:
+        self._keep = keep
+        self._asks = asks
         self.strategy = strategy
         self._tools = tools
         self._models = models
         self._budget = budget
         self._seed = seed
 
-    def _run(self, state: AgentState, runtime: Runtime[Any]) -> Run:
+    def _run(self, state: AgentState, runtime: Runtime[Any], approve: Approval | None = None) -> Run:
         def stream(record: Record) -> None:
             runtime.stream_writer(json.loads(record.json()))
 
@@ -71,7 +79,22 @@ class _Nodes:
         run_id = (info.thread_id if info is not None else None) or ""
         models = self._models or {POLICY: shipped()}
         trace = Trace(run_id, listeners=[stream])
-        return Run(models, ledger=ledger, seed=self._seed, trace=trace, run_id=run_id, tools=self._tools)
+        # Each round's calls of their own: a node that runs again asks for the same ones again.
+        kept = self._keep(f"{run_id}/{state.get('sitting', '')}/{len(state.get('rounds', ()))}")
+        return Run(
+            models,
+            ledger=ledger,
+            seed=self._seed,
+            trace=trace,
+            run_id=run_id,
+            tools=self._tools,
+            kept=kept,
+            approve=approve,
+        )
+
+    async def begin(self, state: AgentState) -> AgentState:
+        """A question, perhaps another one in a thread that has answered one."""
+        return {"sitting": secrets.token_hex(8), "said": "", "rounds": [], "usage": {}, "answer": None}
 
     async def divide(self, state: AgentState, runtime: Runtime[Any]) -> AgentState:
         """The model writes calls, or the answer."""
@@ -85,9 +108,23 @@ class _Nodes:
         return _answered(run, answer(task, rounds, said))
 
     async def execute(self, state: AgentState, runtime: Runtime[Any]) -> AgentState:
-        """The calls are made, each as soon as what it takes is there."""
-        run, rounds = self._run(state, runtime), _rounds(state)
-        done = await self.strategy.act(run, state.get("said", ""), rounds)
+        """The calls are made, each as soon as what it takes is there. Where calls wait to be allowed and nothing
+        else can be done, all of them are put into one interrupt; resumed, the node finds what it has done in what
+        is kept.
+        """
+        rounds = _rounds(state)
+        allowed: dict[str, bool] = {}
+
+        async def approve(name: str, call: str) -> bool | None:
+            return allowed.get(name) if self._asks else True
+
+        while True:
+            run = self._run(state, runtime, approve)
+            done = await self.strategy.act(run, state.get("said", ""), rounds)
+            waiting = {call.name: call.call for call in done.calls if call.waiting}
+            if not waiting:
+                break
+            allowed |= _decided(waiting)
         dumped = _ROUNDS.dump_python((*rounds, done), mode="json")
         return {"rounds": dumped, "usage": asdict(run.ledger.spent)}
 
@@ -105,7 +142,7 @@ class _Nodes:
         return {"said": ""}
 
     def after_divide(self, state: AgentState) -> Literal["execute", "__end__"]:
-        return "__end__" if "answer" in state else "execute"
+        return "__end__" if state.get("answer") else "execute"
 
     def after_aggregate(self, state: AgentState) -> Literal["divide", "conclude"]:
         return "divide" if len(state.get("rounds", ())) < self.strategy.rounds else "conclude"
@@ -119,6 +156,8 @@ def agent_graph(
     models: Mapping[str, Backend] | None = None,
     budget: Budget | str | None = None,
     seed: int = 0,
+    keep: Callable[[str], Kept] | None = None,
+    ask_approval: bool = False,
 ) -> StateGraph[AgentState]:
     """A graph that answers ``{"question": ...}`` with ``"answer"``: compile it with your own checkpointer.
 
@@ -128,21 +167,53 @@ def agent_graph(
         llm: the model that answers; short for ``models={"policy": llm}``; without both, the shipped model.
         budget: limits of tokens, calls and money of the whole thread; ``seconds`` are those of one node.
         seed: the same seed gives the same answer as the strategy by itself.
+        keep: where finished calls of a round are kept, by its name, as ``Journal("runs.sqlite").of``; by default in
+            this process, which then has to live until an interrupted node goes on.
+        ask_approval: a call of a destructive tool interrupts the graph with ``{"approve": [{"name", "call"},
+        ...]}``,
+            all that wait at once; resume with ``Command(resume=True)``, or ``False``, or ``{name: True, ...}``.
     """
     if isinstance(budget, str):
         budget = Budget.parse(budget)
-    nodes = _Nodes(strategy, tools, roles(llm, models), budget, seed)
+    nodes = _Nodes(strategy, tools, roles(llm, models), budget, seed, keep or _Memory().of, ask_approval)
     graph = StateGraph(AgentState)
+    graph.add_node("begin", nodes.begin)
     graph.add_node("divide", nodes.divide)
     graph.add_node("execute", nodes.execute)
     graph.add_node("aggregate", nodes.aggregate)
     graph.add_node("conclude", nodes.conclude)
-    graph.add_edge(START, "divide")
+    graph.add_edge(START, "begin")
+    graph.add_edge("begin", "divide")
     graph.add_conditional_edges("divide", nodes.after_divide)
     graph.add_edge("execute", "aggregate")
     graph.add_conditional_edges("aggregate", nodes.after_aggregate)
     graph.add_edge("conclude", END)
     return graph
+
+
+class _Memory:
+    """Keeps the calls of rounds in this process."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, InMemory] = {}
+
+    def of(self, name: str) -> InMemory:
+        return self._kept.setdefault(name, InMemory())
+
+
+def _decided(waiting: Mapping[str, str]) -> dict[str, bool]:
+    """What the resumed graph was told of each call that waits; told nonsense, it asks again."""
+    asked: dict[str, Any] = {"approve": [{"name": name, "call": call} for name, call in waiting.items()]}
+    while True:
+        answer = interrupt(asked)
+        told = answer if isinstance(answer, Mapping) else dict.fromkeys(waiting, answer)
+        allowed = {name: bool(told[name]) for name in waiting if isinstance(told.get(name), bool)}
+        if len(allowed) == len(waiting):
+            return allowed
+        asked["error"] = (
+            f"{answer!r} does not say what is allowed. Resume with Command(resume=True), or False, or a mapping of "
+            f"each of {', '.join(waiting)} to one of them."
+        )
 
 
 def _task(state: AgentState) -> Task:

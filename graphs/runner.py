@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
-from stratagem.core.calling import Toolbox
+from stratagem.core.calling import Tooling
 from stratagem.core.errors import ConfigurationError, StoreError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
@@ -77,7 +77,7 @@ class _Context:
     """What a run needs and no checkpoint holds."""
 
     models: Mapping[str, Backend]
-    tools: Toolbox | None
+    tools: Tooling
     trace: Trace
     sitting: Sitting
 
@@ -136,7 +136,7 @@ class Runner:
         task: Task,
         models: Mapping[str, Backend],
         *,
-        tools: Toolbox | None = None,
+        tools: Tooling | None = None,
         budget: Budget | None = None,
         seed: int = 0,
         run_id: str | None = None,
@@ -147,7 +147,7 @@ class Runner:
 
         Args:
             models: backends by role, wrapped in a journal if a resumed run shall pay for no call twice.
-            tools: what strategies that call tools may call.
+            tools: what strategies that call tools may call, where finished calls are kept, and who allows them.
             budget: the total over all sittings of the run (default: as it was, at first without limits). What a
                 journal replays counts as it did when it was paid, and so do the seconds of earlier sittings, of
                 one that was killed up to its last finished call. Not counted is what an earlier sitting spent on
@@ -175,7 +175,7 @@ class Runner:
         run_id: str,
         models: Mapping[str, Backend],
         *,
-        tools: Toolbox | None = None,
+        tools: Tooling | None = None,
         budget: Budget | None = None,
         trace: Trace | None = None,
     ) -> Answer:
@@ -241,7 +241,7 @@ class Runner:
         run_id: str,
         known: _Kept,
         models: Mapping[str, Backend],
-        tools: Toolbox | None,
+        tools: Tooling | None,
         budget: Budget | None,
         trace: Trace | None,
     ) -> Answer:
@@ -261,7 +261,7 @@ class Runner:
         run_id: str,
         kept: _Kept,
         models: Mapping[str, Backend],
-        tools: Toolbox | None,
+        tools: Tooling | None,
         trace: Trace | None,
         begin: _State | None,
     ) -> Answer:
@@ -291,7 +291,10 @@ class Runner:
             async with sitting.kept():
                 with self.store.guard():
                     values = await self._graph.ainvoke(
-                        begin, config, context=_Context(models, tools, trace, sitting), durability="sync"
+                        begin,
+                        config,
+                        context=_Context(models, tools or Tooling(), trace, sitting),
+                        durability="sync",
                     )
         finally:
             trace.listeners.remove(sitting.hear)
@@ -313,7 +316,9 @@ async def _answer(state: _State, runtime: Runtime[_Context]) -> dict[str, Any]:
         ledger=context.sitting.ledger,
         seed=spec.seed,
         trace=context.trace,
-        tools=context.tools,
+        tools=context.tools.box,
+        kept=context.tools.kept,
+        approve=context.tools.approve,
         run_id=info.thread_id or "",
     )
     answer = await execute(Strategy.load(spec.strategy), spec.task, run)

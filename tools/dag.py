@@ -68,8 +68,11 @@ class Call(BaseModel):
     tool: str
     arguments: dict[str, Any] = {}
     """JSON with a :class:`Reference` wherever one stood."""
-    on_failure: Literal["skip", "fail", "default"] = "skip"
-    """After a failure: leave out what depends on it, stop the whole plan, or go on with ``default``."""
+    on_failure: Literal["skip", "fail", "default", "ask"] = "skip"
+    """After a failure: leave out what depends on it, stop the whole plan, go on with ``default``, or ask whoever
+    made the plan for other arguments (and leave out what depends on it where there are none)."""
+    alternatives: list[dict[str, Any]] = []
+    """Other arguments, tried in turn after a failure."""
     default: Any = None
     retries: int | None = Field(default=None, ge=0)
     """In place of the tool's own number; without effect on a destructive tool."""
@@ -81,6 +84,11 @@ class Call(BaseModel):
             return {key: _typed(part) for key, part in value.items()}
         except RecursionError:
             raise ValueError("nested too deeply") from None
+
+    @field_validator("alternatives")
+    @classmethod
+    def _each_with_references(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [cls._with_references(each) for each in value]
 
     @classmethod
     def parse(cls, data: Any) -> Call | Problem:
@@ -95,7 +103,10 @@ class Call(BaseModel):
     @cached_property
     def references(self) -> tuple[Reference, ...]:
         """All that stand in the arguments, in order."""
-        return tuple(reference for value in self.arguments.values() for reference in _references(value))
+        sets = (self.arguments, *self.alternatives)
+        return tuple(
+            reference for each in sets for value in each.values() for reference in _references(value)
+        )
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
@@ -112,10 +123,13 @@ class Call(BaseModel):
         for message in tools[self.tool].misfits(self.arguments, unknown=open_ones):
             yield Problem("bad_arguments", self.id, message)
 
-    def filled(self, results: Mapping[str, Any]) -> dict[str, Any] | Failed:
-        """The arguments with results in place of references."""
+    def filled(
+        self, results: Mapping[str, Any], arguments: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | Failed:
+        """The arguments, or others, with results in place of references."""
+        chosen = self.arguments if arguments is None else arguments
         try:
-            return {key: _filled(value, results) for key, value in self.arguments.items()}
+            return {key: _filled(value, results) for key, value in chosen.items()}
         except _NoSuchPart as error:
             return error.failed
         except RecursionError as error:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from stratagem.core.concurrency import task_group
-from stratagem.core.errors import BudgetExhausted
+from stratagem.tools.conduct import Conduct
 from stratagem.tools.dag import Call, Plan, Problem, duplicate, loose_ends
 from stratagem.tools.tool import Failed, Tool, Value
 
@@ -28,8 +28,6 @@ class Skipped:
 
 
 Outcome: TypeAlias = Value | Failed | Skipped
-Pay: TypeAlias = Callable[[float], Awaitable[Callable[[float], None]]]
-"""(the most that a call can cost) -> what to tell its real cost."""
 
 
 @dataclass(slots=True)
@@ -58,36 +56,29 @@ class Report:
         return good and not self.problems and self.error is None
 
 
-@dataclass(slots=True)
-class _Bill:
-    """How a call that is paid for has ended."""
-
-    outcome: Value | Failed | None = None
-
-
 class Execution:
     """Runs one plan, once. ``report`` can be read at any time, also after a cancellation.
 
     Args:
         tools: by name, see :func:`stratagem.tools.tool.toolbox`.
-        permits: calls at a time, first come first served; executions may share it. ``None`` is no limit.
+        permits: holds a permit for each call; executions may share it, or have shares of it
+            (:class:`stratagem.tools.fair.FairPermits`). ``None`` is no limit.
         known: results of earlier plans, for calls to take by name; a call of that name replaces one.
-        pay: asked before a call of a tool that costs money, with the most that it can cost. It gives a function
-            to tell what it did cost; if it raises BudgetExhausted the call has failed.
+        conduct: how a call is paid for, kept, allowed and tried again.
     """
 
     def __init__(
         self,
         tools: Mapping[str, Tool],
         *,
-        permits: asyncio.Semaphore | None = None,
+        permits: AbstractAsyncContextManager[Any] | None = None,
         known: Mapping[str, Any] | None = None,
-        pay: Pay | None = None,
+        conduct: Conduct | None = None,
     ) -> None:
         self.report = Report()
         self._tools = tools
         self._permits = permits
-        self._pay = pay
+        self._conduct = conduct or Conduct()
         self._calls: dict[str, Call] = {}
         self._missing: dict[str, int] = {}  # how many inputs each waiting call lacks
         self._takers: defaultdict[str, list[str]] = defaultdict(list)  # who takes whose result
@@ -191,9 +182,8 @@ class Execution:
         tool = self._tools[call.tool]
         self.report.timings[call.id] = Timing(asyncio.get_running_loop().time())
         filled = call.filled(self._results)
-        checked = filled if isinstance(filled, Failed) else tool.check(filled)
-        if isinstance(checked, Failed):
-            self._settle(call.id, checked)
+        if isinstance(filled, Failed):
+            self._settle(call.id, filled)
             return
         if tool.effect == "read_only" and (key := _key(tool.name, filled, call.retries)) is not None:
             same = self._shared.setdefault(key, [])
@@ -204,19 +194,16 @@ class Execution:
             if len(same) > 1:
                 return
             self._keys[call.id] = key
-        self._running[call.id] = self._group.create_task(self._call(call, tool, checked))
+        key = self._conduct.key(tool, filled)
+        self._running[call.id] = self._group.create_task(self._call(call, tool, filled, key))
 
-    async def _call(self, call: Call, tool: Tool, checked: dict[str, Any]) -> None:
+    async def _call(self, call: Call, tool: Tool, filled: dict[str, Any], key: str | None) -> None:
         timing = self.report.timings[call.id]
         clock = asyncio.get_running_loop().time
         try:
             async with self._permits or nullcontext():
-                retries = 0 if tool.effect == "destructive" else call.retries
-                async with self._paid(tool, retries) as bill:
-                    timing.started = clock()
-                    outcome = bill.outcome = await tool.invoke(checked, retries=retries)
-        except BudgetExhausted as error:
-            outcome = Failed("budget", f"There is no money left for {tool.name}.", error)
+                timing.started = clock()
+                outcome = await self._conduct.make(call, tool, filled, self._results, key)
         except asyncio.CancelledError:
             self.report.outcomes[call.id] = (
                 Skipped(self._failed)
@@ -235,19 +222,6 @@ class Execution:
             self.report.outcomes[call.id] = outcome
             raise asyncio.CancelledError
         self._settle(call.id, outcome)
-
-    @asynccontextmanager
-    async def _paid(self, tool: Tool, retries: int | None) -> AsyncIterator[_Bill]:
-        """Hold the most that a call can cost until it has ended; one that is cancelled costs one attempt."""
-        bill = _Bill()
-        if self._pay is None or not tool.cost:
-            yield bill
-            return
-        settle = await self._pay(tool.cost * (1 + (tool.retries if retries is None else retries)))
-        try:
-            yield bill
-        finally:
-            settle(tool.cost * (bill.outcome.attempts if bill.outcome else 1))
 
     def _settle(self, name: str, outcome: Outcome) -> None:
         """Note how a call has ended and do what follows."""

@@ -23,7 +23,18 @@ from stratagem.core.errors import ConfigurationError
 
 Effect: TypeAlias = Literal["read_only", "idempotent", "destructive"]
 Why: TypeAlias = Literal[
-    "plan", "arguments", "reference", "error", "timeout", "result", "too_large", "cancelled", "budget"
+    "plan",
+    "arguments",
+    "reference",
+    "error",
+    "timeout",
+    "result",
+    "too_large",
+    "cancelled",
+    "budget",
+    "refused",
+    "waiting",
+    "unknown",
 ]
 
 
@@ -34,7 +45,8 @@ class Failed:
     why: Why
     """``plan`` (see :class:`stratagem.tools.dag.Problem`), ``arguments`` that do not fit the signature, a
     ``reference`` to what a result does not have, an ``error`` raised, ``timeout``, a ``result`` that is not what
-    the signature says or no JSON, ``too_large``, ``cancelled``, or no ``budget`` for it."""
+    the signature says or no JSON, ``too_large``, ``cancelled``, no ``budget`` for it,
+    ``refused`` or still ``waiting`` to be allowed, or ``unknown``: begun when its run was stopped."""
     message: str
     error: BaseException | None = None  # what was raised, whole: with its cause, group and traceback
     attempts: int = 0  # how often the function was begun

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stratagem.core.budget import Amount, Ledger
-from stratagem.core.calling import Called
+from stratagem.core.calling import Approval, Called
 from stratagem.core.usage import Usage
+from stratagem.tools.conduct import Approve, CallJournal, Conduct
 from stratagem.tools.dag import Call, Problem, duplicate
 from stratagem.tools.executor import Execution, Report, Skipped
+from stratagem.tools.fair import FairPermits
 from stratagem.tools.notation import parse, pattern, signature, write
 from stratagem.tools.tool import Failed, Tool, Value, tool, toolbox
 
@@ -24,15 +25,24 @@ class Toolbox:
 
     Args:
         tools: made by :func:`stratagem.tools.tool.tool`, or typed functions, which get its defaults.
-        permits: calls at a time of all runs together; ``None`` is no limit.
+        permits: calls at a time of all runs together, which get them in turn; ``None`` is no limit.
+        approve: asked before each call of a destructive tool, with the call and its arguments; a run's own approval
+            (:attr:`stratagem.core.run.Run.approve`) comes before it. Without any, none is asked.
 
     Raises:
         ConfigurationError: no tool, two of one name, or a function that makes none.
     """
 
-    def __init__(self, tools: Iterable[Tool | Callable[..., Any]], *, permits: int | None = None) -> None:
+    def __init__(
+        self,
+        tools: Iterable[Tool | Callable[..., Any]],
+        *,
+        permits: int | None = None,
+        approve: Approve | None = None,
+    ) -> None:
         self.tools: Mapping[str, Tool] = toolbox(*(t if isinstance(t, Tool) else tool(t) for t in tools))
-        self._permits = None if permits is None else asyncio.Semaphore(permits)
+        self._permits = None if permits is None else FairPermits(permits)
+        self._approve = approve
 
     @property
     def priced(self) -> bool:
@@ -66,9 +76,24 @@ class Toolbox:
                     texts.append(line.strip())
                     yield call
 
-        execution = Execution(self.tools, permits=self._permits, known=known, pay=partial(_pay, run.ledger))
+        execution = Execution(
+            self.tools,
+            permits=None if self._permits is None else self._permits.share(),
+            known=known,
+            conduct=Conduct(
+                pay=partial(_pay, run.ledger),
+                journal=None if run.kept is None else CallJournal(run.kept, run.occurrence),
+                approve=self._approve if run.approve is None else partial(_approved, run.approve, self.tools),
+            ),
+        )
         report = await execution.run(calls())
         return _called(written, texts, self.tools, report)
+
+
+async def _approved(
+    approve: Approval, tools: Mapping[str, Tool], call: Call, arguments: Mapping[str, Any]
+) -> bool | None:
+    return await approve(call.id, write(call.model_copy(update={"arguments": dict(arguments)}), tools))
 
 
 def read_only(functions: Iterable[Callable[..., Any]]) -> Toolbox:
@@ -109,6 +134,7 @@ def _one(call: Call, tools: Mapping[str, Tool], report: Report) -> Called:
         result=outcome.data if isinstance(outcome, Value) else None,
         error=outcome.message if isinstance(outcome, Failed) else "",
         skipped=isinstance(outcome, Skipped),
+        waiting=isinstance(outcome, Failed) and outcome.why == "waiting",
         takes=call.needs,
         seconds=seconds,
         cost=0.0 if isinstance(outcome, Skipped) else outcome.attempts * _price(tools, call),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from stratagem.core.asking import JUDGE, POLICY
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
-from stratagem.core.calling import Toolbox
+from stratagem.core.calling import Approval, Toolbox, Tooling
 from stratagem.core.connect import shipped
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.execute import execute
@@ -31,6 +32,7 @@ async def solve(
     judge: Backend | None = None,
     models: Mapping[str, Backend] | None = None,
     tools: Toolbox | Iterable[Any] | None = None,
+    approve: Approval | None = None,
     budget: Budget | str | None = None,
     seed: int = 0,
     store: str | Path | None = None,
@@ -44,7 +46,8 @@ async def solve(
         strategy: an object, its kind, its plain data, or a YAML/JSON file.
         llm: the model that answers (default: the embedded one, which is read once and then stays in this process);
             ``judge``: the one that judges (default: the same); ``models``: any further roles.
-        tools: what strategies that call tools may call: tools, typed functions, or a toolbox of them.
+        tools: what strategies that call tools may call: tools, typed functions, or a toolbox of them. approve:
+        asked before each call of a destructive tool, with its name and the call; without it, none is asked.
         budget: limits, as an object or as ``"tokens=20000,seconds=30"``. In a store they are for all sittings of
             a run together, and hold until others are given.
         seed: the same seed gives the same answer on the same backend.
@@ -65,14 +68,24 @@ async def solve(
     roles = roles_of(llm, judge, models)
     toolbox = as_toolbox(tools)
     if store is not None:
-        return await _stored(task, chosen, roles, toolbox, limits, seed, store, run_id, trace)
+        return await _stored(
+            task, chosen, roles, Tooling(toolbox, approve=approve), limits, seed, store, run_id, trace
+        )
     run_id = run_id or new_run_id()
     trace = trace or Trace()
     trace.run_id = run_id
     return await execute(
         chosen,
         task,
-        Run(roles, ledger=Ledger(limits), seed=seed, trace=trace, run_id=run_id, tools=toolbox),
+        Run(
+            roles,
+            ledger=Ledger(limits),
+            seed=seed,
+            trace=trace,
+            run_id=run_id,
+            tools=toolbox,
+            approve=approve,
+        ),
     )
 
 
@@ -80,7 +93,7 @@ async def _stored(
     task: Task,
     strategy: Strategy,
     models: Mapping[str, Backend],
-    tools: Toolbox | None,
+    tools: Tooling,
     budget: Budget | None,
     seed: int,
     store: str | Path,
@@ -97,8 +110,9 @@ async def _stored(
             # One wrapper per backend, also where it plays several roles.
             wrapped = {id(b): Journaled(b, journal, run_id) for b in models.values()}
             roles = {role: wrapped[id(b)] for role, b in models.items()}
+            kept = replace(tools, kept=journal.of(run_id))
             return await runner.run(
-                strategy, task, roles, tools=tools, budget=budget, seed=seed, run_id=run_id, trace=trace
+                strategy, task, roles, tools=kept, budget=budget, seed=seed, run_id=run_id, trace=trace
             )
         finally:
             await journal.aclose()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.types import Command
 
 import stratagem as sg
+from stratagem.backends.journaled import Journal
 from stratagem.graphs.agents import agent_graph
 from stratagem.strategies._agent import ANSWER_NOW
 from stratagem.testing.language import END, Distribution
@@ -66,7 +69,7 @@ def test_the_graph_answers_as_the_strategy_does_with_a_checkpoint_after_each_ste
         assert answer.usage == alone.usage
         steps = [state.next async for state in graph.aget_state_history(CONFIG)]
         round_ = [("divide",), ("execute",), ("aggregate",)]
-        assert steps[::-1][1:] == [*round_, *round_, ("divide",), ()]
+        assert steps[::-1][1:] == [("begin",), *round_, *round_, ("divide",), ()]
 
     asyncio.run(main())
 
@@ -115,5 +118,101 @@ def test_the_budget_is_the_threads() -> None:
         )
         with pytest.raises(sg.BudgetExhausted):
             await graph.compile().ainvoke({"question": "What?"})
+
+    asyncio.run(main())
+
+
+def test_a_thread_may_be_asked_again() -> None:
+    async def main() -> None:
+        count = Count()
+        graph = agent_graph(sg.DivideThenAggregate(), count.box(), llm=ToyModel(language))
+        compiled = graph.compile(checkpointer=InMemorySaver())
+        for _ in range(2):
+            state = await compiled.ainvoke({"question": "What?"}, CONFIG)
+            assert state["answer"]["value"] == "7"
+            assert len(state["answer"]["calls"]) == 3
+        assert count.calls == ["pen", "lamp", "plus"] * 2
+
+    asyncio.run(main())
+
+
+ORDER = ('a = size("pen")\nb = buy(a)\nc = buy(100)\nd = plus(b, 1)', "The answer is 1.")
+
+
+class Shop(Count):
+    """A tool that cannot be undone."""
+
+    def box(self) -> sg.Toolbox:
+        @sg.tool
+        async def buy(n: int) -> int:
+            """Buy so many."""
+            self.calls.append(f"buy {n}")
+            return n
+
+        return sg.Toolbox([*super().box().tools.values(), buy])
+
+
+def ordering(messages: Messages, tokens: tuple[str, ...]) -> Distribution:
+    turn = sum(m.role == "assistant" for m in messages)
+    return {END: 1.0} if tokens else {ORDER[turn]: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("told", "bought", "failed"),
+    [
+        (True, ["buy 3", "buy 100"], []),
+        (False, [], ["b", "c"]),
+        ({"b": True, "c": False}, ["buy 3"], ["c"]),
+    ],
+)
+def test_destructive_calls_wait_for_approval_all_in_one_interrupt(
+    told: bool | dict[str, bool], bought: list[str], failed: list[str], tmp_path: Path
+) -> None:
+    """The graph goes on in another process's place: another saver, another graph, the journal in the same file."""
+
+    async def main() -> None:
+        shop, path = Shop(), str(tmp_path / "s.sqlite")
+
+        async def sit(given: Any) -> dict[str, Any]:
+            journal = Journal(path)
+            async with AsyncSqliteSaver.from_conn_string(path) as saver:
+                graph = agent_graph(
+                    sg.DivideThenAggregate(),
+                    shop.box(),
+                    llm=ToyModel(ordering),
+                    keep=journal.of,
+                    ask_approval=True,
+                )
+                state = await graph.compile(checkpointer=saver).ainvoke(given, CONFIG)
+            await journal.aclose()
+            return state
+
+        state = await sit({"question": "What?"})
+        [asked] = state["__interrupt__"]
+        assert asked.value == {
+            "approve": [{"name": "b", "call": "buy(a)"}, {"name": "c", "call": "buy(100)"}]
+        }
+        assert shop.calls == ["pen"]
+        state = await sit(Command(resume=told))
+        answer = sg.Answer.model_validate(state["answer"])
+        assert sorted(c for c in shop.calls if c.startswith("buy")) == sorted(bought)
+        assert shop.calls.count("pen") == 1  # what was done before is not done again
+        assert [c.name for c in answer.calls if c.error] == failed
+        assert all("not allowed" in c.error for c in answer.calls if c.error)
+        assert answer.calls[3].ok is ("b" not in failed)
+
+    asyncio.run(main())
+
+
+def test_an_approval_that_is_none_is_asked_for_again() -> None:
+    async def main() -> None:
+        graph = agent_graph(sg.DivideThenAggregate(), Shop().box(), llm=ToyModel(ordering), ask_approval=True)
+        compiled = graph.compile(checkpointer=InMemorySaver())
+        await compiled.ainvoke({"question": "What?"}, CONFIG)
+        for nonsense in ("perhaps", {"b": True}):
+            state = await compiled.ainvoke(Command(resume=nonsense), CONFIG)
+            assert "resume=True" in state["__interrupt__"][0].value["error"]
+        state = await compiled.ainvoke(Command(resume=True), CONFIG)
+        assert state["answer"]["value"] == "1"
 
     asyncio.run(main())

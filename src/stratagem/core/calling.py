@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from stratagem.core.kept import Kept
 
 if TYPE_CHECKING:
     from stratagem.core.run import Run
@@ -24,6 +26,7 @@ class Called:
     result: Any = None  # JSON data
     error: str = ""  # why there is no result of its own, in words for the model; "": there is one
     skipped: bool = False  # it never began: what it takes is not there
+    waiting: bool = False  # it waits to be allowed
     takes: tuple[str, ...] = ()  # the calls whose results it takes
     seconds: float = 0.0
     cost: float = 0.0  # money
@@ -42,12 +45,25 @@ class Called:
         return shortened(json.dumps(self.result, ensure_ascii=False), limit)
 
 
+Approval: TypeAlias = Callable[[str, str], Awaitable[bool | None]]
+"""(a call's name, the call with its arguments filled in) -> whether it may be made; ``None``: not decided yet."""
+
+
 def shortened(text: str, limit: int | None) -> str:
     """The text, or as much of its beginning as fits, and how much was left out."""
     if limit is None or len(text) <= limit:
         return text
     kept = max(0, limit - 24)
     return f"{text[:kept]}... ({len(text) - kept} more)"
+
+
+@dataclass(frozen=True, slots=True)
+class Tooling:
+    """The tools of a run, and what goes with them."""
+
+    box: Toolbox | None = None
+    kept: Kept | None = None  # where finished calls are kept, for a resumed run not to repeat them
+    approve: Approval | None = None  # asked before a call of a destructive tool
 
 
 class Toolbox(Protocol):

@@ -41,7 +41,7 @@ from stratagem.core.backend import (
     Stream,
 )
 from stratagem.core.budget import Amount, Budget, Ledger, Reservation, holding
-from stratagem.core.calling import Called, Toolbox
+from stratagem.core.calling import Approval, Called, Toolbox
 from stratagem.core.choosing import first_letters_differ, scored_mass, token_mass
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import (
@@ -52,6 +52,7 @@ from stratagem.core.errors import (
     VerifierError,
     boundary,
 )
+from stratagem.core.kept import Kept
 from stratagem.core.protocols import Verdict, Verifier
 from stratagem.core.seeds import derive
 from stratagem.core.streams import Told
@@ -96,9 +97,13 @@ class Run:
         trace: Trace | None = None,
         run_id: str = "",
         tools: Toolbox | None = None,
+        kept: Kept | None = None,
+        approve: Approval | None = None,
     ) -> None:
         self.models = models
         self.tools = tools
+        self.kept = kept  # where finished calls of tools are kept; a journaled backend keeps those of models
+        self.approve = approve  # asked before a call of a destructive tool
         self.ledger = ledger or Ledger()
         self.seed = seed
         self.trace = trace or Trace(run_id)
@@ -158,9 +163,12 @@ class Run:
         )
         # Asking for log-probabilities draws nothing else: strategies that do share samples with those that don't.
         key = f"{role}/{replace(request, logprobs=None).key()}"
-        seed = derive(self.seed, key, self._occurrences[key])
+        return replace(request, seed=derive(self.seed, key, self.occurrence(key)))
+
+    def occurrence(self, key: str) -> int:
+        """How often the run has asked for this before, counted up."""
         self._occurrences[key] += 1
-        return replace(request, seed=seed)
+        return self._occurrences[key] - 1
 
     async def draw(
         self,
@@ -357,6 +365,8 @@ class Run:
             trace=self.trace,
             run_id=self.run_id,
             tools=self.tools,
+            kept=self.kept,
+            approve=self.approve,
         )
 
     # -- one model call --------------------------------------------------------------------------------

@@ -1,0 +1,184 @@
+"""How one call of a plan is made: found in the journal, allowed, paid for, written down, tried again otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from stratagem.core.errors import BudgetExhausted
+from stratagem.core.kept import Kept
+from stratagem.tools.dag import Call
+from stratagem.tools.tool import Failed, Tool, Value
+
+Pay: TypeAlias = Callable[[float], Awaitable[Callable[[float], None]]]
+"""(the most that a call can cost) -> what to tell its real cost."""
+Approve: TypeAlias = Callable[[Call, Mapping[str, Any]], Awaitable[bool | None]]
+"""(a call of a destructive tool, its arguments) -> whether it may be made; ``None``: not decided yet."""
+Ask: TypeAlias = Callable[[Call, Failed], Awaitable[Mapping[str, Any] | None]]
+"""(a call that failed, how) -> other arguments for it, or ``None`` to let it fail."""
+
+_BEGUN = "begun"
+
+
+@dataclass(slots=True)
+class CallJournal:
+    """The finished calls of a run: content and occurrence tell them apart.
+
+    Args:
+        kept: where they are kept.
+        occurrence: how often the run has asked for this key before, counted up.
+    """
+
+    kept: Kept
+    occurrence: Callable[[str], int]
+
+    def key(self, tool: Tool, arguments: Mapping[str, Any]) -> str | None:
+        """The key of the call that begins now; ``None`` for arguments that are no JSON."""
+        try:
+            text = json.dumps([tool.name, arguments], sort_keys=True)
+        except (TypeError, ValueError, RecursionError):
+            return None
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return f"tool/{digest}/{self.occurrence(digest)}"
+
+    async def recall(self, key: str, tool: Tool) -> Value | Failed | None:
+        """How the call ended before, at no cost now; ``None``: it is to be made.
+
+        A destructive call that had begun when its run was stopped has failed as ``unknown``: it may have been done,
+        and it is not for the executor to do it twice.
+        """
+        text = (await self.kept.recall([key])).get(key)
+        if text is None:
+            return None
+        if text == _BEGUN:
+            if tool.effect != "destructive":
+                return None
+            return Failed(
+                "unknown",
+                f"{tool.name} had begun when the run was stopped: whether it was done is not known. "
+                "It was not called again.",
+            )
+        found = json.loads(text)
+        if "why" in found:
+            return Failed(found["why"], found["message"])
+        return Value(found["data"], 0)
+
+    async def begin(self, key: str) -> None:
+        """Write down that a call begins, before it does."""
+        await self.kept.remember({key: _BEGUN})
+
+    async def end(self, key: str, outcome: Value | Failed) -> None:
+        """Write down how it has ended."""
+        told = (
+            {"data": outcome.data}
+            if isinstance(outcome, Value)
+            else {"why": outcome.why, "message": outcome.message}
+        )
+        await self.kept.remember({key: json.dumps(told)})
+
+
+@dataclass(slots=True)
+class Conduct:
+    """What calls go through; each part may be missing."""
+
+    pay: Pay | None = None
+    journal: CallJournal | None = None
+    approve: Approve | None = None
+    ask: Ask | None = None
+
+    def key(self, tool: Tool, arguments: Mapping[str, Any]) -> str | None:
+        """What tells the call apart in the journal; to be taken in the order in which calls begin."""
+        return None if self.journal is None else self.journal.key(tool, arguments)
+
+    async def make(
+        self,
+        call: Call,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        results: Mapping[str, Any],
+        key: str | None,
+    ) -> Value | Failed:
+        """Make a call; after a failure with the other arguments that it names, and then with those that ``ask``
+        gives. A destructive tool that has begun once is not begun again."""
+        outcome = await self._once(call, tool, arguments, key)
+        attempts = outcome.attempts
+        for other in call.alternatives:
+            if isinstance(outcome, Value) or not _may_repeat(tool, attempts, outcome):
+                break
+            outcome = await self._otherwise(call, tool, other, results)
+            attempts += outcome.attempts
+        if (
+            isinstance(outcome, Failed)
+            and call.on_failure == "ask"
+            and self.ask is not None
+            and _may_repeat(tool, attempts, outcome)
+            and (asked := await self.ask(call, outcome)) is not None
+        ):
+            outcome = await self._otherwise(call, tool, asked, results)
+            attempts += outcome.attempts
+        if isinstance(outcome, Value):
+            return Value(outcome.data, attempts, outcome.failure)
+        return Failed(outcome.why, outcome.message, outcome.error, attempts)
+
+    async def _otherwise(
+        self, call: Call, tool: Tool, arguments: Mapping[str, Any], results: Mapping[str, Any]
+    ) -> Value | Failed:
+        filled = call.filled(results, arguments)
+        return (
+            filled
+            if isinstance(filled, Failed)
+            else await self._once(call, tool, filled, self.key(tool, filled))
+        )
+
+    async def _once(
+        self, call: Call, tool: Tool, arguments: Mapping[str, Any], key: str | None
+    ) -> Value | Failed:
+        checked = tool.check(arguments)
+        if isinstance(checked, Failed):
+            return checked
+        journal = self.journal if key is not None else None
+        if journal is not None and key is not None and (found := await journal.recall(key, tool)) is not None:
+            return found
+        destructive = tool.effect == "destructive"
+        if destructive and self.approve is not None:
+            allowed = await self.approve(call, arguments)
+            if allowed is None:
+                return Failed("waiting", f"{tool.name} waits to be allowed.")
+            if not allowed:
+                return Failed("refused", f"{tool.name} was not allowed.")
+        if journal is not None and key is not None and destructive:
+            await journal.begin(key)
+        retries = 0 if destructive else call.retries
+        if self.pay is not None and tool.cost:
+            outcome = await self._paid(self.pay, tool, checked, retries)
+        else:
+            outcome = await tool.invoke(checked, retries=retries)
+        if journal is not None and key is not None:
+            await journal.end(key, outcome)
+        return outcome
+
+    async def _paid(
+        self, pay: Pay, tool: Tool, checked: Mapping[str, Any], retries: int | None
+    ) -> Value | Failed:
+        """Hold the most that a call can cost until it has ended; one that is cancelled costs one attempt."""
+        try:
+            settle = await pay(tool.cost * (1 + (tool.retries if retries is None else retries)))
+        except BudgetExhausted as error:
+            return Failed("budget", f"There is no money left for {tool.name}.", error)
+        attempts = 1
+        try:
+            outcome = await tool.invoke(checked, retries=retries)
+            attempts = outcome.attempts
+            return outcome
+        finally:
+            settle(tool.cost * attempts)
+
+
+def _may_repeat(tool: Tool, attempts: int, failed: Value | Failed) -> bool:
+    """Whether another try does no harm and may help."""
+    if isinstance(failed, Failed) and failed.why in ("refused", "waiting", "budget", "unknown"):
+        return False
+    return tool.effect != "destructive" or attempts == 0
