@@ -103,10 +103,15 @@ class Call(BaseModel):
     @cached_property
     def references(self) -> tuple[Reference, ...]:
         """All that stand in the arguments, in order."""
-        sets = (self.arguments, *self.alternatives)
+        sets = (self._open, *self.alternatives)
         return tuple(
             reference for each in sets for value in each.values() for reference in _references(value)
         )
+
+    @cached_property
+    def _open(self) -> dict[str, Any]:
+        """The arguments that hold a reference."""
+        return {key: value for key, value in self.arguments.items() if any(True for _ in _references(value))}
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
@@ -119,17 +124,18 @@ class Call(BaseModel):
             known = ", ".join(sorted(tools))
             yield Problem("unknown_tool", self.id, f"There is no tool {self.tool!r}. Known are: {known}.")
             return
-        open_ones = frozenset(key for key, value in self.arguments.items() if any(_references(value)))
-        for message in tools[self.tool].misfits(self.arguments, unknown=open_ones):
+        for message in tools[self.tool].misfits(self.arguments, unknown=frozenset(self._open)):
             yield Problem("bad_arguments", self.id, message)
 
     def filled(
         self, results: Mapping[str, Any], arguments: Mapping[str, Any] | None = None
     ) -> dict[str, Any] | Failed:
         """The arguments, or others, with results in place of references."""
-        chosen = self.arguments if arguments is None else arguments
         try:
-            return {key: _filled(value, results) for key, value in chosen.items()}
+            return {
+                key: _filled(value, results) if isinstance(value, Reference | dict | list) else value
+                for key, value in (self.arguments if arguments is None else arguments).items()
+            }
         except _NoSuchPart as error:
             return error.failed
         except RecursionError as error:

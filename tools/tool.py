@@ -106,9 +106,8 @@ class Tool:
     def _checked(
         self, arguments: Mapping[str, Any], unknown: frozenset[str]
     ) -> tuple[dict[str, Any], list[str]]:
-        known = ", ".join(self._arguments) or "none"
         wrong = [
-            f"{self.name} has no parameter {name!r}; it has: {known}."
+            f"{self.name} has no parameter {name!r}; it has: {', '.join(self._arguments) or 'none'}."
             for name in arguments
             if name not in self._arguments
         ]
