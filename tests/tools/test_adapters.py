@@ -1,0 +1,229 @@
+"""Tools of LangChain and of MCP servers as ours, and ours as theirs, with real servers in processes of their
+own."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.tools import tool as langchain_tool
+from langgraph.graph import MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+
+import stratagem as sg
+from stratagem.testing.language import END, Distribution
+from stratagem.testing.toy import ToyModel
+from stratagem.tools.langchain import from_langchain, to_langchain
+from stratagem.tools.mcp import mcp_tools, serve_mcp
+from stratagem.tools.notation import signature
+from stratagem.tools.schema_tool import schema_tool
+from stratagem.tools.tool import Failed, Tool, Value
+
+CHILD = [sys.executable, str(Path(__file__).with_name("mcp_child.py"))]
+
+
+# -- LangChain ---------------------------------------------------------------------------------------------
+
+
+@langchain_tool
+async def price(item: str, day: int = 1) -> float:
+    """Price of an item."""
+    if item == "moon":
+        raise ValueError("not for sale")
+    return len(item) * day / 2
+
+
+def test_a_tool_of_langchain_is_called_with_its_schema_checked() -> None:
+    ours = from_langchain(price, effect="read_only")
+    assert signature(ours) == "price(item: string, day: integer = 1): Price of an item."
+
+    async def main() -> None:
+        assert await ours(item="pens", day=3) == Value(6.0)
+        assert await ours(item="pens") == Value(2.0)
+        wrong: list[tuple[dict[str, Any], str]] = [
+            ({"item": 3}, "not of type 'string'"),
+            ({}, "needs 'item'"),
+            ({"item": "a", "x": 1}, "no parameter 'x'"),
+        ]
+        for arguments, words in wrong:
+            failed = await ours(**arguments)
+            assert isinstance(failed, Failed)
+            assert (failed.why, words in failed.message) == ("arguments", True), failed
+        failed = await ours(item="moon")
+        assert isinstance(failed, Failed)
+        assert "not for sale" in failed.message
+
+    asyncio.run(main())
+
+
+def test_our_tools_work_in_langgraphs_tool_node() -> None:
+    @sg.tool
+    async def double(n: int) -> int:
+        """Twice n."""
+        if n > 100:
+            raise ValueError("too large")
+        return 2 * n
+
+    async def main() -> list[str]:
+        graph = StateGraph(MessagesState)
+        graph.add_node("tools", ToolNode([to_langchain(double)]))
+        graph.set_entry_point("tools")
+        calls = [
+            {"name": "double", "args": {"n": n}, "id": str(n), "type": "tool_call"} for n in (4, 101, "x")
+        ]
+        message = {"role": "assistant", "content": "", "tool_calls": calls}
+        state = await graph.compile().ainvoke({"messages": [message]})
+        return [m.content for m in state["messages"][1:]]
+
+    good, failed, wrong = asyncio.run(main())
+    assert good == "8"
+    assert "too large" in failed
+    assert "valid integer" in wrong
+
+
+def test_what_is_no_tool_or_no_schema_is_refused() -> None:
+    async def nothing() -> None:
+        """Nothing."""
+
+    with pytest.raises(sg.ConfigurationError, match="no tool of LangChain's"):
+        from_langchain(nothing)  # type: ignore[arg-type]
+    with pytest.raises(sg.ConfigurationError, match="its schema is none"):
+        schema_tool("x", "X.", {"properties": {"a": {"type": "strange"}}}, nothing)
+    with pytest.raises(sg.ConfigurationError, match="not of an object"):
+        schema_tool("x", "X.", {"type": "array"}, nothing)
+    assert schema_tool("read-file.v2", "R.", {}, nothing).name == "read_file_v2"
+    assert schema_tool("2nd", "R.", {}, nothing).name == "_2nd"
+
+
+# -- MCP ---------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def over(transport: str) -> AsyncIterator[dict[str, Tool]]:
+    """The tools of the child, over stdio or HTTP."""
+    if transport == "stdio":
+        async with mcp_tools([*CHILD, "stdio"], timeout=20.0) as tools:
+            yield {each.name: each for each in tools}
+        return
+    child = await asyncio.create_subprocess_exec(*CHILD, "http", stdout=asyncio.subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        url = (await child.stdout.readline()).decode().strip()
+        async with mcp_tools(url, timeout=20.0) as tools:
+            yield {each.name: each for each in tools}
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+@pytest.fixture(params=["stdio", "http"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_tools_of_a_server(transport: str) -> None:
+    async def main() -> None:
+        async with over(transport) as tools:
+            assert {name: each.effect for name, each in tools.items()} == {
+                "add": "read_only", "record": "idempotent", "fail": "destructive", "hang": "destructive",
+                "die": "destructive",
+            }  # fmt: skip
+            assert signature(tools["add"]) == "add(a: integer, b: integer = 1): a and b together."
+            both = await asyncio.gather(tools["add"](a=2, b=3), tools["record"](n=3))
+            assert both == [Value(5), Value({"below": [0, 1, 2]})]
+            failed = await tools["fail"](why="because")
+            assert isinstance(failed, Failed)
+            assert "ValueError: because" in failed.message
+            wrong = await tools["add"](a="x")
+            assert isinstance(wrong, Failed)
+            assert wrong.why == "arguments"
+
+    asyncio.run(main())
+
+
+def test_an_agent_calls_tools_of_a_server() -> None:
+    def says(messages: tuple[sg.Message, ...], tokens: tuple[str, ...]) -> Distribution:
+        plan = "a = record(3)\nb = add(a.below[2], 5)"
+        return {END: 1.0} if tokens else {plan if len(messages) == 2 else "The answer is 7.": 1.0}
+
+    async def main() -> sg.Answer:
+        async with over("stdio") as tools:
+            return await sg.solve("What?", sg.DivideThenAggregate(), llm=ToyModel(says), tools=tools.values())
+
+    answer = asyncio.run(main())
+    assert [call.result for call in answer.calls] == [{"below": [0, 1, 2]}, 7]
+
+
+def test_a_server_that_dies_is_a_failed_call(transport: str) -> None:
+    async def main() -> list[Value | Failed]:
+        async with over(transport) as tools:
+            first = await tools["die"]()
+            return [first, await tools["add"](a=1)]
+
+    for outcome in asyncio.run(asyncio.wait_for(main(), 60)):
+        assert isinstance(outcome, Failed)
+        assert outcome.why in ("error", "timeout")
+
+
+def test_cancelling_a_call_reaches_the_server(transport: str, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+
+    async def until(text: str) -> None:
+        async with asyncio.timeout(20):
+            while not note.exists() or note.read_text() != text:  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.05)
+
+    async def main() -> None:
+        async with over(transport) as tools:
+            call = asyncio.ensure_future(tools["hang"](note=str(note)))
+            await until("begun")
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await until("cancelled")
+            assert await tools["add"](a=1) == Value(2)  # the connection lives
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["garbage", "silent", "gone"])
+def test_a_server_that_talks_nonsense_is_one_clear_error(kind: str) -> None:
+    async def main() -> None:
+        async with mcp_tools([*CHILD, kind], connect_timeout=4.0):
+            pass
+
+    with pytest.raises(sg.ConfigurationError, match=r"The MCP server .* (cannot be used|did not answer)"):
+        asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        ("localhost:1", "no URL"),
+        ([], "is empty"),
+        (["/no/such/program"], "cannot be used"),
+        ("http://127.0.0.1:9/mcp", "cannot be used"),
+    ],
+)
+def test_no_server_is_one_clear_error(server: Any, words: str) -> None:
+    async def main() -> None:
+        async with mcp_tools(server, connect_timeout=10.0):
+            pass
+
+    with pytest.raises(sg.ConfigurationError, match=words):
+        asyncio.run(main())
+
+
+def test_a_taken_port_is_one_clear_error() -> None:
+    async def main() -> None:
+        async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
+            await serve_mcp([], port=server.sockets[0].getsockname()[1])
+
+    with pytest.raises(sg.ConfigurationError, match="Cannot listen"):
+        asyncio.run(main())

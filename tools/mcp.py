@@ -1,0 +1,262 @@
+"""Tools of MCP servers as ours, and ours on an MCP server, over stdio and HTTP.
+
+Through the official library (``pip install 'stratagem[mcp]'``); see https://modelcontextprotocol.io. A server's
+hints say what a second call does: ``readOnlyHint`` is ``read_only``, ``idempotentHint`` is ``idempotent``, else
+``destructive``. A server that dies, hangs or talks nonsense is a failed call, and never a hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stratagem.core.errors import ConfigurationError, MissingExtraError
+from stratagem.tools.schema_tool import schema_tool
+from stratagem.tools.tool import Effect, Failed, Tool, toolbox
+
+if TYPE_CHECKING:
+    import mcp.types as types
+    from mcp import Client
+    from mcp.server.lowlevel import Server
+
+T = TypeVar("T")
+
+_MOST_PAGES = 100  # of a list of tools
+
+
+@asynccontextmanager
+async def mcp_tools(
+    server: str | Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 30.0,  # noqa: ASYNC109 - of each call later on
+    connect_timeout: float = 30.0,
+) -> AsyncIterator[list[Tool]]:
+    """The tools of an MCP server, for as long as the block lasts.
+
+    Args:
+        server: the URL of one, or the command that starts one, which then ends with the block.
+        env: further environment of that command, which else gets the few variables that are safe to pass on.
+        timeout: seconds of each call.
+
+    Raises:
+        MissingExtraError: the library is not installed.
+        ConfigurationError: there is no such server, or it does not answer.
+    """
+    try:
+        from mcp import Client, StdioServerParameters
+    except ImportError as error:
+        raise MissingExtraError("MCP servers", "mcp") from error
+    where: Any = server
+    if not isinstance(server, str):
+        if not server:
+            raise ConfigurationError("The command of the MCP server is empty.")
+        where = StdioServerParameters(command=server[0], args=list(server[1:]), env=dict(env or {}))
+    elif not server.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"{server!r} is no URL of an MCP server.", remedy="Give a URL, or a command as a list."
+        )
+    connection = _Connection(Client(where))
+    holding = asyncio.create_task(connection.hold())
+    try:
+        try:
+            async with asyncio.timeout(connect_timeout):
+                await asyncio.shield(connection.ready)
+                listed = await connection.call(_listed)
+        except TimeoutError as error:
+            raise ConfigurationError(
+                f"The MCP server {_shown(server)} did not answer within {connect_timeout:g} s."
+            ) from error
+        except Exception as error:  # what the library raises for it is not one tree
+            raise ConfigurationError(
+                f"The MCP server {_shown(server)} cannot be used: {_cause(error)}."
+            ) from error
+        yield [_of(connection, each, timeout) for each in listed]
+    finally:
+        connection.leave.set()
+        if not connection.ready.done() or connection.ready.exception() is not None:
+            holding.cancel()
+        await asyncio.wait({holding})
+
+
+class _Connection:
+    """A client in a task of its own: a server that dies must not cancel whoever uses its tools."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.leave = asyncio.Event()
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def hold(self) -> None:
+        """Keep the connection until told to leave, or until it breaks."""
+        try:
+            async with self._client:
+                self.ready.set_result(None)
+                await self.leave.wait()
+        except Exception as error:
+            if not self.ready.done():
+                self.ready.set_exception(error)
+        finally:
+            if not self.ready.done():
+                self.ready.cancel()
+            self._gone.set_result(None)
+
+    async def call(self, use: Callable[[Client], Awaitable[T]]) -> T:
+        """Use the client. Cancelling this cancels the request on the server.
+
+        Raises:
+            ConnectionError: the server is gone.
+        """
+        using = asyncio.ensure_future(use(self._client))
+        try:
+            await asyncio.wait({using, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not using.done():
+                raise ConnectionError("the server is gone")
+            return using.result()
+        finally:
+            using.cancel()
+            await asyncio.wait({using})
+
+
+def mcp_server(tools: Iterable[Tool], *, name: str = "stratagem") -> Server[Any]:
+    """A server of the official library with these tools; :func:`serve_mcp` runs one.
+
+    Raises:
+        MissingExtraError: the library is not installed.
+        ConfigurationError: two tools have one name.
+    """
+    try:
+        from mcp import types
+        from mcp.server.lowlevel import Server
+    except ImportError as error:
+        raise MissingExtraError("MCP servers", "mcp") from error
+    box = toolbox(*tools)
+
+    async def listing(_: Any, __: Any) -> types.ListToolsResult:
+        return types.ListToolsResult(
+            tools=[
+                types.Tool(
+                    name=each.name,
+                    description=each.description,
+                    input_schema=each.parameters,
+                    annotations=types.ToolAnnotations(
+                        read_only_hint=each.effect == "read_only",
+                        idempotent_hint=each.effect != "destructive",
+                        destructive_hint=each.effect == "destructive",
+                    ),
+                )
+                for each in box.values()
+            ]
+        )
+
+    async def calling(_: Any, asked: types.CallToolRequestParams) -> types.CallToolResult:
+        if asked.name not in box:
+            return _told(types, f"There is no tool {asked.name!r}.", None, failed=True)
+        outcome = await box[asked.name](**(asked.arguments or {}))
+        if isinstance(outcome, Failed):
+            return _told(types, outcome.message, None, failed=True)
+        return _told(
+            types, json.dumps(outcome.data, ensure_ascii=False), {"result": outcome.data}, failed=False
+        )
+
+    return Server(name, on_list_tools=listing, on_call_tool=calling)
+
+
+async def serve_mcp(
+    tools: Iterable[Tool],
+    *,
+    name: str = "stratagem",
+    port: int | None = None,
+    host: str = "127.0.0.1",
+    started: Callable[[str], None] | None = None,
+) -> None:
+    """Serve tools until cancelled, or until the other side ends.
+
+    Args:
+        port: of HTTP (0: any that is free); ``None`` serves over this process's stdin and stdout.
+        host: loopback, unless told otherwise. There is no log-in: whoever reaches it may call every tool.
+        started: told the URL once it listens.
+
+    Raises:
+        ConfigurationError: the port is taken.
+    """
+    server = mcp_server(tools, name=name)
+    if port is None:
+        from mcp.server.stdio import stdio_server
+
+        async with stdio_server() as (reading, writing):
+            await server.run(reading, writing, server.create_initialization_options())
+        return
+    import uvicorn
+
+    try:
+        listening = socket.create_server((host, port))
+    except OSError as error:
+        raise ConfigurationError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+    with listening:
+        if started is not None:
+            started(f"http://{host}:{listening.getsockname()[1]}/mcp")
+        app = server.streamable_http_app(host=host)
+        await uvicorn.Server(uvicorn.Config(app, log_level="warning")).serve(sockets=[listening])
+
+
+def _told(kinds: Any, text: str, structured: dict[str, Any] | None, *, failed: bool) -> types.CallToolResult:
+    content = [kinds.TextContent(type="text", text=text)]
+    result: types.CallToolResult = kinds.CallToolResult(
+        content=content, structured_content=structured, is_error=failed
+    )
+    return result
+
+
+async def _listed(client: Client) -> list[types.Tool]:
+    found: list[types.Tool] = []
+    cursor: str | None = None
+    for _ in range(_MOST_PAGES):
+        page = await client.list_tools(cursor=cursor)
+        found += page.tools
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    return found
+
+
+class _ToolError(Exception):
+    """A server says that a call has failed."""
+
+
+def _of(connection: _Connection, told: types.Tool, timeout: float) -> Tool:
+    async def function(**arguments: Any) -> Any:
+        result = await connection.call(lambda client: client.call_tool(told.name, arguments))
+        texts = [part.text for part in result.content if part.type == "text"]
+        if result.is_error:
+            raise _ToolError(" ".join(texts) or "no reason given")
+        if result.structured_content is not None:
+            content = result.structured_content
+            return content["result"] if content.keys() == {"result"} else content
+        return texts[0] if len(texts) == 1 else texts
+
+    return schema_tool(
+        told.name, told.description or "", told.input_schema, function, effect=_effect(told), timeout=timeout
+    )
+
+
+def _effect(told: types.Tool) -> Effect:
+    hints = told.annotations
+    if hints is not None and hints.read_only_hint:
+        return "read_only"
+    return "idempotent" if hints is not None and hints.idempotent_hint else "destructive"
+
+
+def _shown(server: str | Sequence[str]) -> str:
+    return server if isinstance(server, str) else repr(server[0])
+
+
+def _cause(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}".rstrip(".: ")

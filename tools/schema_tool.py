@@ -1,0 +1,90 @@
+"""Tools that come with a JSON schema in place of a typed function: from other libraries and from servers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, best_match
+
+from stratagem.core.errors import ConfigurationError
+from stratagem.tools.tool import Effect, Tool
+
+
+class _Argument:
+    """Checks one argument, as a :class:`pydantic.TypeAdapter` does."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._validator = Draft202012Validator(schema)
+
+    def validate_python(self, value: Any) -> Any:
+        error = best_match(self._validator.iter_errors(value))
+        if error is not None:
+            raise ValueError(error.message)
+        return value
+
+
+class _Anything:
+    """A result of which nothing is known."""
+
+    def validate_python(self, value: Any) -> Any:
+        return value
+
+    def dump_python(self, value: Any, *, mode: str) -> Any:
+        return value
+
+
+def schema_tool(
+    name: str,
+    description: str,
+    schema: Mapping[str, Any],
+    function: Callable[..., Awaitable[Any]],
+    *,
+    effect: Effect = "destructive",
+    timeout: float = 30.0,
+    max_bytes: int = 100_000,
+) -> Tool:
+    """A tool from the JSON schema of its arguments and an async function that takes them by name.
+
+    A name that the plan notation cannot write (``-`` and ``.`` are common) gets ``_`` there.
+
+    Raises:
+        ConfigurationError: the schema is none, or not one of an object.
+    """
+    parameters = {
+        "type": "object",
+        "required": [],
+        **schema,
+        "properties": dict(schema.get("properties", {})),
+    }
+    try:
+        Draft202012Validator.check_schema(parameters)
+    except SchemaError as error:
+        raise ConfigurationError(f"Tool {name!r}: its schema is none: {error.message}.") from None
+    if parameters["type"] != "object":
+        raise ConfigurationError(
+            f"Tool {name!r}: its schema is one of {parameters['type']!r}, not of an object."
+        )
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    arguments: dict[str, Any] = {
+        key: _Argument({**shared, **each} if isinstance(each, dict) else each)
+        for key, each in parameters["properties"].items()
+    }
+    safe = re.sub(r"\W", "_", name)
+    return Tool(
+        safe if safe[:1].isalpha() or safe[:1] == "_" else f"_{safe}",
+        description or name,
+        parameters,
+        function,
+        timeout,
+        0,
+        None,
+        None,
+        0.0,
+        effect,
+        max_bytes,
+        arguments,
+        _Anything(),  # type: ignore[arg-type]
+    )
