@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from stratagem.core.calling import shortened
 from stratagem.core.errors import BudgetExhausted
 from stratagem.core.kept import Kept
+from stratagem.core.trace import ToolFinished, ToolStarted, Trace
 from stratagem.tools.dag import Call
+from stratagem.tools.notation import write
 from stratagem.tools.tool import Failed, Tool, Value
 
 Pay: TypeAlias = Callable[[float], Awaitable[Callable[[float], None]]]
@@ -21,6 +25,7 @@ Ask: TypeAlias = Callable[[Call, Failed], Awaitable[Mapping[str, Any] | None]]
 """(a call that failed, how) -> other arguments for it, or ``None`` to let it fail."""
 
 _BEGUN = "begun"
+_SHOWN = 1000  # characters of a call in a trace
 
 
 @dataclass(slots=True)
@@ -88,6 +93,7 @@ class Conduct:
     journal: CallJournal | None = None
     approve: Approve | None = None
     ask: Ask | None = None
+    trace: Trace | None = None
 
     def key(self, tool: Tool, arguments: Mapping[str, Any]) -> str | None:
         """What tells the call apart in the journal; to be taken in the order in which calls begin."""
@@ -141,6 +147,7 @@ class Conduct:
             return checked
         journal = self.journal if key is not None else None
         if journal is not None and key is not None and (found := await journal.recall(key, tool)) is not None:
+            self._tell(ToolFinished, call, tool, arguments, seconds=0.0, replayed=True, error=_reason(found))
             return found
         destructive = tool.effect == "destructive"
         if destructive and self.approve is not None:
@@ -152,13 +159,34 @@ class Conduct:
         if journal is not None and key is not None and destructive:
             await journal.begin(key)
         retries = 0 if destructive else call.retries
-        if self.pay is not None and tool.cost:
-            outcome = await self._paid(self.pay, tool, checked, retries)
-        else:
-            outcome = await tool.invoke(checked, retries=retries)
+        clock = asyncio.get_running_loop().time
+        started, error = clock(), "cancelled"
+        self._tell(ToolStarted, call, tool, arguments)
+        try:
+            if self.pay is not None and tool.cost:
+                outcome = await self._paid(self.pay, tool, checked, retries)
+            else:
+                outcome = await tool.invoke(checked, retries=retries)
+            if tool.secrets:
+                outcome = _masked(tool, outcome)
+            error = _reason(outcome)
+        finally:
+            self._tell(ToolFinished, call, tool, arguments, seconds=clock() - started, error=error)
         if journal is not None and key is not None:
             await journal.end(key, outcome)
         return outcome
+
+    def _tell(
+        self,
+        event: type[ToolStarted | ToolFinished],
+        call: Call,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        **more: Any,
+    ) -> None:
+        if self.trace is not None:
+            text = write(call.model_copy(update={"arguments": dict(arguments)}), {tool.name: tool})
+            self.trace.append(event(call.id, tool.masked(shortened(text, _SHOWN)), **more))
 
     async def _paid(
         self, pay: Pay, tool: Tool, checked: Mapping[str, Any], retries: int | None
@@ -175,6 +203,17 @@ class Conduct:
             return outcome
         finally:
             settle(tool.cost * attempts)
+
+
+def _reason(outcome: Value | Failed) -> str:
+    return f"{outcome.why}: {outcome.message}" if isinstance(outcome, Failed) else ""
+
+
+def _masked(tool: Tool, outcome: Value | Failed) -> Value | Failed:
+    """The outcome without the tool's secrets; the exception itself stays whole."""
+    if isinstance(outcome, Value):
+        return replace(outcome, data=tool.masked(outcome.data))
+    return replace(outcome, message=tool.masked(outcome.message))
 
 
 def _may_repeat(tool: Tool, attempts: int, failed: Value | Failed) -> bool:

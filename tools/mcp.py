@@ -114,7 +114,8 @@ class _Connection:
         """
         using = asyncio.ensure_future(use(self._client))
         try:
-            await asyncio.wait({using, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {using, self._gone}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not using.done():
                 raise ConnectionError("the server is gone")
             return using.result()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from stratagem.tools.dag import Call, Problem, Reference
-from stratagem.tools.tool import Tool
+from stratagem.tools.tool import MASK, Tool
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 _INDEX: Final = re.compile(r"\[(\d{1,9})\]")
@@ -169,13 +169,16 @@ def parse(line: str, tools: Mapping[str, Tool], *, name: str | None = None) -> C
 
 
 def write(call: Call, tools: Mapping[str, Tool]) -> str:
-    """The right side of a call's line: :func:`parse` with its id gives the call back."""
+    """The right side of a call's line: :func:`parse` with its id gives the call back, secrets aside."""
     order = list(tools[call.tool].parameters["properties"]) if call.tool in tools else []
     listed = sorted(
         call.arguments.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
     )
     parts: list[str] = []
+    hidden = tools[call.tool].hidden if call.tool in tools else frozenset()
     for position, (key, value) in enumerate(listed):
+        if key in hidden:
+            value = MASK
         positional = position < len(order) and order[position] == key
         parts.append(_written(value) if positional else f"{key}={_written(value)}")
     return f"{call.tool}({', '.join(parts)})"

@@ -85,6 +85,7 @@ def schema_tool(
         0.0,
         effect,
         max_bytes,
+        (),
         arguments,
         _Anything(),  # type: ignore[arg-type]
     )

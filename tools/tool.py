@@ -10,8 +10,9 @@ import asyncio
 import contextvars
 import inspect
 import json
+import os
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias, overload
@@ -36,6 +37,8 @@ Why: TypeAlias = Literal[
     "waiting",
     "unknown",
 ]
+
+MASK = "***"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +87,28 @@ class Tool:
     cost: float
     effect: Effect
     max_bytes: int
+    secrets: tuple[str, ...] = field(repr=False)
     _arguments: Mapping[str, TypeAdapter[Any]]
     _result: TypeAdapter[Any]
     _gates: dict[asyncio.AbstractEventLoop, _Gate] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """Parameters that are never shown."""
+        properties = self.parameters["properties"].items()
+        return frozenset(key for key, each in properties if isinstance(each, dict) and each.get("writeOnly"))
+
+    def masked(self, data: Any) -> Any:
+        """Text or JSON data without the tool's secrets."""
+        if not self.secrets:
+            return data
+        if isinstance(data, str):
+            for secret in self.secrets:
+                data = data.replace(secret, MASK)
+            return data
+        if isinstance(data, dict):
+            return {self.masked(key): self.masked(part) for key, part in data.items()}
+        return [self.masked(part) for part in data] if isinstance(data, list) else data
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -241,6 +263,7 @@ def tool(
     cost: float = 0.0,
     effect: Effect = "destructive",
     max_bytes: int = 100_000,
+    needs: Sequence[str] = (),
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a typed function a :class:`Tool`: its docstring is the description, its signature the JSON schema.
@@ -258,9 +281,14 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         effect: what a second call with the same arguments does. Equal calls of a ``read_only`` tool are made once
             in a plan; an ``idempotent`` one may be repeated; a ``destructive`` one (the default) is never retried.
         max_bytes: of a result as JSON in UTF-8; a larger one is a failure.
+        needs: environment variables, such as keys, that the function reads. Their values are masked in results,
+            failures and traces.
+
+    A parameter of type ``SecretStr`` is masked in traces and in answers.
 
     Raises:
-        ConfigurationError: a parameter or the result has no type, or none that has a JSON schema; it takes ``*`` or
+        ConfigurationError: an environment variable is missing; a parameter or the result has no type, or none that
+        has a JSON schema; it takes ``*`` or
             positional-only parameters; it has no docstring; a limit is out of range.
     """
     return partial(_made, **options) if function is None else _made(function, **options)
@@ -277,6 +305,7 @@ def _made(
     cost: float = 0.0,
     effect: Effect = "destructive",
     max_bytes: int = 100_000,
+    needs: Sequence[str] = (),
 ) -> Tool:
     name = name or str(getattr(function, "__name__", type(function).__name__))
     if effect not in typing.get_args(Effect):
@@ -294,6 +323,11 @@ def _made(
     if retries < 0 or not cost >= 0:
         raise ConfigurationError(
             f"Tool {name!r}: retries={retries}, cost={cost}.", remedy="Neither is below 0."
+        )
+    missing = [each for each in needs if not os.environ.get(each)]
+    if missing:
+        raise ConfigurationError(
+            f"Tool {name!r} needs {', '.join(missing)}.", remedy="Set it in the environment."
         )
     description = inspect.getdoc(function)
     if not description:
@@ -313,6 +347,7 @@ def _made(
         cost,
         effect,
         max_bytes,
+        tuple(os.environ[each] for each in needs),
         arguments,
         result,
     )

@@ -83,6 +83,7 @@ class Toolbox:
             conduct=Conduct(
                 pay=partial(_pay, run.ledger),
                 journal=None if run.kept is None else CallJournal(run.kept, run.occurrence),
+                trace=run.trace,
                 approve=self._approve if run.approve is None else partial(_approved, run.approve, self.tools),
             ),
         )

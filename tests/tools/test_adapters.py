@@ -76,8 +76,9 @@ def test_our_tools_work_in_langgraphs_tool_node() -> None:
         calls = [
             {"name": "double", "args": {"n": n}, "id": str(n), "type": "tool_call"} for n in (4, 101, "x")
         ]
-        message = {"role": "assistant", "content": "", "tool_calls": calls}
-        state = await graph.compile().ainvoke({"messages": [message]})
+        message: Any = {"role": "assistant", "content": "", "tool_calls": calls}
+        given: Any = {"messages": [message]}
+        state = await graph.compile().ainvoke(given)
         return [m.content for m in state["messages"][1:]]
 
     good, failed, wrong = asyncio.run(main())

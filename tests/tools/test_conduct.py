@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,11 +16,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 import stratagem as sg
 from stratagem.backends.journaled import Journal
 from stratagem.core.kept import InMemory
+from stratagem.core.trace import ToolFinished, ToolStarted
+from stratagem.testing.language import END
 from stratagem.testing.loops import run
+from stratagem.testing.toy import ToyModel
 from stratagem.tools.conduct import CallJournal, Conduct
 from stratagem.tools.dag import Call, Plan
 from stratagem.tools.executor import Execution, Report, Skipped
@@ -388,3 +393,83 @@ def test_permits_come_back_whoever_is_cancelled_when(permits: int, rng: random.R
 def test_no_permit_is_refused() -> None:
     with pytest.raises(sg.ConfigurationError, match="at least one"):
         FairPermits(0)
+
+
+# -- traces and secrets ------------------------------------------------------------------------------------
+
+
+def test_secrets_are_nowhere_to_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A key of the environment in a result and in an error, and a secret argument: not in the answer, the trace,
+    what
+    the model reads, or the store."""
+    monkeypatch.setenv("SHOP_KEY", "sk-1234567")
+    read: list[str] = []
+
+    @sg.tool(effect="read_only", needs=("SHOP_KEY",))
+    async def look(item: str) -> dict[str, Any]:
+        """Look."""
+        key = os.environ["SHOP_KEY"]
+        if item == "moon":
+            raise PermissionError(f"401 for {key}")
+        return {"item": item, "as": [f"key {key}"], key: 1}
+
+    @sg.tool
+    async def enter(password: SecretStr, times: int) -> int:
+        """Enter."""
+        return len(password.get_secret_value()) * times
+
+    def says(messages: tuple[sg.Message, ...], tokens: tuple[str, ...]) -> Mapping[str, float]:
+        read.append(messages[-1].content)
+        plan = 'a = look("pen")\nb = look("moon")\nc = enter("hunter2", 2)'
+        return {END: 1.0} if tokens else {plan if len(messages) == 2 else "The answer is 14.": 1.0}
+
+    trace = sg.Trace()
+    answer = sg.solve_sync(
+        "What?", sg.DivideThenAggregate(), llm=ToyModel(says), tools=[look, enter], trace=trace,
+        store=tmp_path / "s.sqlite", run_id="r",
+    )  # fmt: skip
+    assert [c.result for c in answer.calls] == [{"item": "pen", "as": ["key ***"], "***": 1}, None, 14]
+    assert answer.calls[1].error == "look: PermissionError: 401 for ***"
+    assert answer.calls[2].call == 'enter("***", 2)'
+    told = [(e.name, e.call, e.error) for e in trace.of(ToolFinished)]
+    assert ("c", 'enter("***", 2)', "") in told
+    assert ("b", 'look("moon")', "error: look: PermissionError: 401 for ***") in told
+    events = "\n".join(record.json() for record in trace.records if record.event.type.startswith("tool"))
+    assert "sk-1234567" not in events + read[-1] + answer.model_dump_json()
+    assert "hunter2" not in events
+    assert b"sk-1234567" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_tool_without_its_key_is_an_error_where_it_is_defined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SHOP_KEY", raising=False)
+    with pytest.raises(sg.ConfigurationError, match="needs SHOP_KEY"):
+
+        @sg.tool(needs=("SHOP_KEY",))
+        async def look() -> int:
+            """Look."""
+            return 1
+
+
+def test_the_trace_tells_of_calls_that_were_cancelled_or_replayed(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench, kept, trace = Bench(), InMemory(), sg.Trace()
+        tools = bench.tools()
+        calls = [call("a", "read_only", 1)]
+        for _ in range(2):
+            conduct = Conduct(journal=journal(kept), trace=trace)
+            await Execution(tools, conduct=conduct).run(Plan.parse(calls, tools))
+        assert [e.replayed for e in trace.of(ToolFinished)] == [False, True]
+        assert len(trace.of(ToolStarted)) == 1
+        task = asyncio.ensure_future(
+            Execution(tools, conduct=Conduct(trace=trace)).run(
+                Plan.parse([call("b", "idempotent", 2)], tools)
+            )
+        )
+        bench.begun.clear()
+        await bench.begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert trace.of(ToolFinished)[-1].error == "cancelled"
+
+    asyncio.run(main())

@@ -91,6 +91,27 @@ class CallFinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolStarted(Event):
+    """A call of a tool is allowed, paid for, and begins. Secrets are masked."""
+
+    type: ClassVar[str] = "tool_started"
+    name: str
+    call: str  # tool(arguments), in the plan notation
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFinished(Event):
+    """A call of a tool has ended, well or not."""
+
+    type: ClassVar[str] = "tool_finished"
+    name: str
+    call: str
+    seconds: float
+    replayed: bool = False  # found where an earlier sitting kept it
+    error: str = ""  # why there is no result; "cancelled" where it was
+
+
+@dataclass(frozen=True, slots=True)
 class Retried(Event):
     """A backend sends a request again."""
 
