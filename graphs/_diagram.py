@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from langchain_core.runnables import Runnable
 from langgraph.graph import END, START, StateGraph
 
+from stratagem.core.calling import Called
 from stratagem.core.component import Component
 from stratagem.core.protocols import Strategy
 from stratagem.graphs.nodes import StrategyNode
+
+Style: TypeAlias = Literal["end", "step", "strategy", "verifier", "done", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,7 @@ class Card:
     """What is shown of a node: its title, its parameters, and cards of the components in it."""
 
     title: str
-    style: Literal["end", "step", "strategy", "verifier"]
+    style: Style
     rows: tuple[tuple[str, str], ...] = ()
     parts: tuple[tuple[str, Card], ...] = ()  # by name of the parameter
 
@@ -41,8 +45,36 @@ class Diagram:
     arrows: tuple[Arrow, ...]
 
 
-def diagram_of(graph: Strategy | StateGraph[Any] | Runnable[Any, Any]) -> Diagram:
-    """The diagram of a strategy, or of a graph with the strategies in its nodes."""
+class PlannedCall(Protocol):
+    """A call of a plan (``stratagem.tools.dag.Call``)."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def tool(self) -> str: ...
+
+
+@runtime_checkable
+class PlanOfCalls(Protocol):
+    """A plan of calls of tools (``stratagem.tools.dag.Plan``)."""
+
+    @property
+    def calls(self) -> Sequence[PlannedCall]: ...
+    def reduced(self) -> Sequence[tuple[str, str]]: ...
+
+
+Drawable: TypeAlias = Strategy | StateGraph[Any] | Runnable[Any, Any] | PlanOfCalls | Sequence[Called]
+
+
+def diagram_of(graph: Drawable) -> Diagram:
+    """The diagram of a strategy, of a graph with the strategies in its nodes, of a plan, or of an answer's calls."""
+    if isinstance(graph, Sequence):
+        made = {call.name: _became(call) for call in graph}
+        taken = (Arrow(need, call.name) for call in graph for need in call.takes if need in made)
+        return Diagram(made, tuple(taken))
+    if isinstance(graph, PlanOfCalls):
+        planned = {call.id: Card(f"{call.id}: {call.tool}", "step") for call in graph.calls}
+        return Diagram(planned, tuple(Arrow(a, b) for a, b in graph.reduced()))
     if isinstance(graph, Strategy):
         cards = {START: Card("start", "end"), graph.kind: _card(graph), END: Card("end", "end")}
         return Diagram(cards, (Arrow(START, graph.kind), Arrow(graph.kind, END)))
@@ -61,6 +93,18 @@ def diagram_of(graph: Strategy | StateGraph[Any] | Runnable[Any, Any]) -> Diagra
         Arrow(e.source, e.target, "" if e.data is None else str(e.data), e.conditional) for e in drawn.edges
     )
     return Diagram(cards, arrows)
+
+
+def _became(call: Called) -> Card:
+    title = f"{call.name}: {call.tool}"
+    if call.skipped:
+        return Card(title, "skipped", (("call", _short(call.call)),))
+    rows = (
+        ("call", _short(call.call)),
+        ("gave", _short(call.error or call.told())),
+        ("seconds", f"{call.seconds:.3g}"),
+    )
+    return Card(title, "failed" if call.error else "done", rows)
 
 
 def _card(component: Component) -> Card:

@@ -27,7 +27,9 @@ _GAP, _RANK_GAP, _MARGIN, _LANE = 0.45, 0.7, 0.3, 0.3
 _TITLE, _BODY = 11.0, 9.0  # points
 _LINE, _INK, _FAINT = "#64748b", "#0f172a", "#64748b"
 _HEADS = {"end": "#1f2937", "step": "#475569", "strategy": "#4f46e5", "verifier": "#059669"}
+_HEADS |= {"done": "#059669", "failed": "#dc2626", "skipped": "#94a3b8"}
 _BODIES = {"end": "#1f2937", "step": "#ffffff", "strategy": "#f5f6ff", "verifier": "#f0fdf7"}
+_BODIES |= {"done": "#f0fdf7", "failed": "#fef2f2", "skipped": "#f8fafc"}
 
 
 def draw(diagram: Diagram, path: Path) -> None:

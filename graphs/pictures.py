@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from langchain_core.runnables import Runnable
-from langgraph.graph import StateGraph
 
 from stratagem.core.errors import ConfigurationError, MissingExtraError, StoreError
-from stratagem.core.protocols import Strategy
-from stratagem.graphs._diagram import Card, Diagram, diagram_of
+from stratagem.graphs._diagram import Card, Diagram, Drawable, diagram_of
 
 _TEXT = {".mmd", ".mermaid", ".txt"}
 _DRAWN = {".png", ".svg", ".pdf"}
 
 
-def picture(graph: Strategy | StateGraph[Any] | Runnable[Any, Any], path: str | Path | None = None) -> str:
+def picture(graph: Drawable, path: str | Path | None = None) -> str:
     """The graph as Mermaid text; also drawn to ``path`` if that is given.
 
     Nodes made of strategies show their parameters and the components inside.
 
     Args:
-        graph: a strategy, a ``StateGraph``, or a compiled graph.
+        graph: a strategy, a ``StateGraph``, a compiled graph, a plan of calls of tools, or the calls of an answer,
+            with what became of them.
         path: a ``.png``, ``.svg`` or ``.pdf`` to draw (needs the extra ``bench``), or a ``.mmd`` for the text.
 
     Raises:
@@ -65,6 +61,9 @@ _CLASSES = """\
     classDef step fill:#ffffff,stroke:#64748b,color:#0f172a
     classDef strategy fill:#eef2ff,stroke:#4f46e5,color:#1e1b4b
     classDef verifier fill:#ecfdf5,stroke:#059669,color:#064e3b
+    classDef done fill:#ecfdf5,stroke:#059669,color:#064e3b
+    classDef failed fill:#fef2f2,stroke:#dc2626,color:#7f1d1d
+    classDef skipped fill:#f8fafc,stroke:#94a3b8,color:#475569
 """
 
 

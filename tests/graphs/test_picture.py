@@ -9,12 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langgraph.graph import END, START, StateGraph
 
+import stratagem as sg
 from stratagem.core.errors import ConfigurationError, MissingExtraError, StoreError
 from stratagem.core.protocols import Verifier
 from stratagem.graphs import node, picture
 from stratagem.graphs._layout import lay_out
 from stratagem.strategies.best_of_n import BestOfN
 from stratagem.strategies.self_consistency import SelfConsistency
+from stratagem.testing.language import Distribution
+from stratagem.testing.toy import ToyModel
+from stratagem.tools.dag import Plan
+from stratagem.tools.notation import parse
 
 JUDGED = BestOfN(n=8, verifier=Verifier.load({"kind": "all", "parts": ["math", "judge"]}))
 
@@ -131,3 +136,28 @@ def test_without_cycles_every_edge_has_a_way_down(pairs: list[tuple[int, int]]) 
     edges = [(str(min(p)), str(max(p))) for p in pairs if p[0] != p[1]]
     layout = lay_out({str(i): (1.0, 1.0) for i in range(8)}, edges, gap=0.4, rank_gap=0.7)
     assert set(layout.paths) == set(edges)
+
+
+def test_plans_and_the_calls_of_an_answer_are_drawn(tmp_path: Path) -> None:
+    @sg.tool(effect="read_only")
+    async def half(n: int) -> int:
+        """Half of n."""
+        if n % 2:
+            raise ValueError("odd")
+        return n // 2
+
+    tools = {"half": half}
+    lines = ["a = half(12)", "b = half(a)", "c = half(b)", "d = half(c)", "e = half(a)"]
+    plan = Plan.parse([parse(line, tools) for line in lines], tools)
+    text = picture(plan)
+    assert text.count("-->") == 4
+    assert "a: half" in text
+
+    def says(messages: tuple[sg.Message, ...], tokens: tuple[str, ...]) -> Distribution:
+        return {"": 1.0} if tokens else {"\n".join(lines) if len(messages) == 2 else "The answer is 3.": 1.0}
+
+    answer = sg.solve_sync("What?", sg.DivideThenAggregate(), llm=ToyModel(says), tools=[half])
+    text = picture(answer.calls, tmp_path / "calls.png")
+    assert (text.count(":::done"), text.count(":::failed"), text.count(":::skipped")) == (3, 1, 1)
+    assert "odd" in text
+    assert (tmp_path / "calls.png").stat().st_size > 10_000
