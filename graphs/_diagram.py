@@ -67,7 +67,7 @@ Drawable: TypeAlias = Strategy | StateGraph[Any] | Runnable[Any, Any] | PlanOfCa
 
 
 def diagram_of(graph: Drawable) -> Diagram:
-    """The diagram of a strategy, of a graph with the strategies in its nodes, of a plan, or of an answer's calls."""
+    """The diagram of a strategy, of a graph with the strategies in its nodes, of a plan, or of calls."""
     if isinstance(graph, Sequence):
         made = {call.name: _became(call) for call in graph}
         taken = (Arrow(need, call.name) for call in graph for need in call.takes if need in made)

@@ -69,6 +69,80 @@ def test_a_fault_costs_what_depends_on_it_and_nothing_else(fault: str) -> None:
         assert report.outcomes.keys() == {*needs, "gate"}
 
 
+def small_needs(rng: random.Random) -> Needs:
+    """Up to five layers of up to four calls, so that every node can have its turn."""
+    needs: Needs = {}
+    layers: list[list[str]] = []
+    for depth in range(rng.randint(1, 5)):
+        layer = [f"{depth}.{i}" for i in range(rng.randint(1, 4))]
+        earlier = [name for each in layers for name in each]
+        for name in layer:
+            lacks = {rng.choice(layers[-1]), *rng.sample(earlier, min(len(earlier), 2))} if layers else set()
+            needs[name] = sorted(lacks)
+        layers.append(layer)
+    return needs
+
+
+def test_every_fault_at_every_node_of_200_plans() -> None:
+    """Each node once, faults in turn: what a tool does, a cycle, and a planner that stops there."""
+    rng = random.Random(11)
+    kinds = [*FAULTS, "cycle", "planner stops", "planner fails"]
+    seen = dict.fromkeys(kinds, 0)
+    for number in range(200):
+        needs = small_needs(rng)
+        seconds = skewed(rng, list(needs))
+        for place, bad in enumerate(needs):
+            kind = kinds[(number + place) % len(kinds)]
+            seen[kind] += 1
+            jobs = {name: job(name, seconds[name], lacks) for name, lacks in needs.items()}
+            lost = downstream(needs, bad)
+            if kind in FAULTS:
+                jobs[bad] = {"id": bad, "tool": kind}
+                report, _ = executed(Plan.parse(list(jobs.values()), TOOLS), TOOLS)
+                failed = report.outcomes[bad]
+                assert isinstance(failed, Failed)
+                assert failed.why == FAULTS[kind]
+                gone = {name: Skipped(bad) for name in lost}
+            elif kind == "cycle":
+                jobs[bad] = job(bad, 1.0, [*needs[bad], bad, *sorted(lost)[:1]])
+                report, _ = executed(Plan.parse(list(jobs.values()), WORK))
+                failed = report.outcomes[bad]
+                assert isinstance(failed, Failed)
+                assert failed.why == "plan"
+                assert any(problem.kind == "cycle" and problem.call == bad for problem in report.problems)
+                gone = {name: report.outcomes[name] for name in lost}
+                assert not any(isinstance(outcome, Value) for outcome in gone.values())
+            else:
+                told = list(jobs.values())[:place]
+                report = stopped(told, fails=kind == "planner fails")
+                assert (report.error is not None) == (kind == "planner fails")
+                assert report.outcomes.keys() == {each["id"] for each in told}
+                lost, gone = set(list(needs)[place:]), {}
+            for name in needs.keys() - lost - {bad}:
+                assert value(report, name)["inputs"] == needs[name]
+            assert {name: report.outcomes[name] for name in gone} == gone
+            assert report.complete == (kind == "planner stops")
+    assert min(seen.values()) > 100
+
+
+def stopped(calls: list[dict[str, Any]], *, fails: bool) -> Report:
+    """A planner that tells of these calls, one a second, and then no more."""
+
+    async def planner() -> AsyncIterator[Any]:
+        for each in calls:
+            yield each
+            await asyncio.sleep(1)
+        if fails:
+            raise ConnectionError("the planner is gone")
+
+    async def main() -> Report:
+        report = await Execution(WORK).run(planner())
+        await nothing_left()
+        return report
+
+    return run(main())
+
+
 def test_cancelled_by_the_user_anywhere() -> None:
     rng = random.Random(3)
     for _ in range(200):
