@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -16,7 +17,9 @@ from stratagem.core.backend import Constraint, Message
 from stratagem.core.calling import Called, Toolbox
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
-from stratagem.core.errors import ContextLengthError
+from stratagem.core.errors import ConfigurationError, ContextLengthError
+from stratagem.core.native import as_call
+from stratagem.core.prompts import NATIVE
 from stratagem.core.protocols import Strategy
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
@@ -82,6 +85,10 @@ class Agent(Strategy):
         True,
         "Decode well-formed calls only, by a regular expression made of the tools' schemas, where the backend can.",
     )
+    format: Literal["lines", "native"] = parameter(
+        "lines",
+        "How a model writes calls: lines of the plan notation, or natively, by a server that has OpenAI's tools.",
+    )
     result_limit: int = parameter(1024, "Most characters shown of one result.", ge=_LEAST)
     context_limit: int = parameter(
         12_000, "Most characters shown of all results together; older ones are shortened first.", ge=_LEAST
@@ -93,6 +100,8 @@ class Agent(Strategy):
 
     def called(self, line: str) -> str | None:
         """The call that a line of a turn writes, None for a line that writes none."""
+        if self.format == "native":
+            return as_call(line)
         return line if _CALL.match(line) else None
 
     @property
@@ -118,9 +127,14 @@ class Agent(Strategy):
             limit = max(_LEAST, min(self.result_limit, left // max(1, len(each.calls))))
             left = max(0, left - sum(len(call.told(limit)) for call in each.calls))
             limits.append(limit)
-        messages = [*task.ask(system=f"{self.system}\n{tools.describe()}")]
+        native = self.format == "native"
+        messages = [*task.ask(system=NATIVE if native else f"{self.system}\n{tools.describe()}")]
         for each, limit in zip(rounds, reversed(limits), strict=True):
-            messages += [Message("assistant", each.said), Message("user", self.told(each.calls, limit))]
+            messages.append(Message("assistant", each.said))
+            if native:
+                messages += [Message("tool", call.told(limit)) for call in each.calls]
+            else:
+                messages.append(Message("user", self.told(each.calls, limit)))
         if note:
             messages[-1] = replace(messages[-1], content=f"{messages[-1].content}\n{note}")
         return tuple(messages)
@@ -129,10 +143,21 @@ class Agent(Strategy):
         """One turn: calls start while the model still writes the rest."""
         lines = Lines()
         async with task_group() as group:
-            calling = group.create_task(run.call(lines, known=known(rounds), named=self.names_calls))
+            calling = group.create_task(run.call(lines, known=known(rounds), named=self._named))
             said = await self.write(task, run, rounds, note, lines)
             lines.close()
-        return Round(said, tuple(calling.result()))
+        return self._round(said, rounds, calling.result())
+
+    @property
+    def _named(self) -> bool:
+        return self.names_calls and self.format == "lines"
+
+    def _round(self, said: str, rounds: Sequence[Round], calls: Sequence[Called]) -> Round:
+        """A turn with its calls; those that the model gave no name are numbered through the talk."""
+        if not self._named:
+            before = sum(len(each.calls) for each in rounds)
+            calls = [replace(call, name=f"call{before + i}") for i, call in enumerate(calls, 1)]
+        return Round(said, tuple(calls))
 
     async def write(
         self, task: Task, run: Run, rounds: Sequence[Round], note: str = "", lines: Lines | None = None
@@ -182,7 +207,7 @@ class Agent(Strategy):
             if (call := self.called(line)) is not None and lines.count < self.calls_at_once:
                 lines.put(call)
         lines.close()
-        return Round(said, tuple(await run.call(lines, known=known(rounds), named=self.names_calls)))
+        return self._round(said, rounds, await run.call(lines, known=known(rounds), named=self._named))
 
     async def conclude(self, task: Task, run: Run, rounds: Sequence[Round]) -> Round:
         """The last turn: it has to answer."""
@@ -197,7 +222,15 @@ class Agent(Strategy):
         return Round(candidate.text)
 
     async def _sampling(self, run: Run, pattern: str) -> Sampling:
-        can = "regex" in (await run.model().capabilities()).constraints
+        caps = await run.model().capabilities()
+        if self.format == "native":
+            if not caps.tools:
+                raise ConfigurationError(
+                    f"{caps.model} has no native calls of tools.", remedy="Use format='lines'."
+                )
+            tools = json.dumps(run.toolbox().schemas(), sort_keys=True)
+            return Sampling(self.temperature, max_tokens=self.max_tokens, tools=tools)
+        can = "regex" in caps.constraints
         constraint = Constraint("regex", pattern) if self.constrained and can else None
         return Sampling(self.temperature, max_tokens=self.max_tokens, constraint=constraint)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
+from pydantic import field_validator
+
 from stratagem.core.calling import Called, Toolbox
 from stratagem.core.component import parameter
 from stratagem.core.prompts import REACT
@@ -26,6 +28,15 @@ class ReAct(Agent):
 
     system: str = parameter(REACT, "Stands before the list of tools.", min_length=1)
     rounds: int = parameter(16, "Most calls; then it has to answer.", ge=1, search=(4, 24))
+
+    @field_validator("format")
+    @classmethod
+    def _has_thoughts(cls, value: str) -> str:
+        if value != "lines":
+            raise ValueError(
+                "a thought stands before each call, which native calls have no place for; use 'lines'"
+            )
+        return value
 
     def pattern(self, tools: Toolbox) -> str:
         """A thought and an action."""

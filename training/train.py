@@ -52,8 +52,11 @@ def rate(done: float, level: float = 0.4, warm: float = 0.02) -> float:
     return min(1.0, (done + 1e-3) / warm, max(0.0, (1.0 - done) / (1.0 - level)))
 
 
-def losses(model: Decoder, mistakes: Mistakes, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole loss, and the mean losses of the judges' answers and of the marks (nan without any)."""
+def losses(
+    model: Decoder, mistakes: Mistakes, batch: Batch, plain: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole loss, and the mean losses of the judges' answers and of the marks (nan without any). `plain`: of
+    tokens and answers alone."""
     hidden, _, below = model(batch.ids, batch.positions, batch.mask)
     logits = model.logits(hidden.flatten(0, 1)[batch.where]).float()
     logp = F.log_softmax(logits, -1)
@@ -63,6 +66,8 @@ def losses(model: Decoder, mistakes: Mistakes, batch: Batch) -> tuple[Tensor, Te
     marks = mistakes(below[-1].flatten(0, 1)[batch.marked]).float()
     marked = F.binary_cross_entropy_with_logits(marks, batch.right)
     whole = (loss * batch.weight).sum() / batch.weight.sum()
+    if plain:
+        return whole, loss[batch.weight > 1].detach().mean(), marked.detach()
     if len(marks):
         whole = whole + MARKS_SHARE * marked
     if len(batch.said):
@@ -139,13 +144,15 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
 
-    def update(self, batch: Batch, share: float, precision: torch.dtype | None) -> tuple[float, ...]:
+    def update(
+        self, batch: Batch, share: float, precision: torch.dtype | None, plain: bool = False
+    ) -> tuple[float, ...]:
         """One step at a share of the peak rate; returns the losses."""
         for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
             optimiser.param_groups[0]["lr"] = peak * share
         cast = torch.autocast(self.device.type, precision) if precision else nullcontext()
         with cast:
-            loss, *parts = losses(self.model, self.mistakes, batch.to(self.device))
+            loss, *parts = losses(self.model, self.mistakes, batch.to(self.device), plain)
         loss.backward()
         self.share_gradients()
         torch.nn.utils.clip_grad_norm_([*self.model.parameters(), *self.mistakes.parameters()], 1.0)
@@ -261,7 +268,7 @@ def run(arguments: argparse.Namespace) -> Trainer:
             done = trainer.step / arguments.steps if arguments.steps else trainer.seconds / limit
             past, now = now, time.monotonic()
             trainer.seconds += now - past
-            parts = trainer.update(batch, rate(done, arguments.level), precision)
+            parts = trainer.update(batch, rate(done, arguments.level), precision, arguments.plain)
             seen += batch.ids.numel()
             for values, value in zip(sums.values(), parts, strict=True):
                 if value == value:
@@ -312,6 +319,11 @@ def parser() -> argparse.ArgumentParser:
         "--weights", default="{}", help='JSON: weight of each skill that is not 1, as {"words": 2}'
     )
     p.add_argument("--bare", type=float, default=0.0, help="share of solved problems without judge questions")
+    p.add_argument(
+        "--plain",
+        action="store_true",
+        help="without the losses of Mistakes, which exported weights come without: at first they would be noise",
+    )
     p.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")
     p.add_argument("--config", help="JSON of Config fields, for another size")
     p.add_argument("--tokenizer", type=Path, default=here.parent / "backends/embedded/mini/tokenizer.json")

@@ -189,13 +189,15 @@ class Call:
             self._extend(part, part.drafts[delta.slot], delta)
 
     def _extend(self, part: Part, draft: Draft, delta: Delta) -> None:
-        draft.text += delta.text
+        draft.take(delta.text, delta.calls)
         draft.tokens.extend(delta.tokens)
         if delta.count is not None:
             draft.count, draft.counted = delta.count, True
-        elif delta.text or delta.tokens:
+        elif delta.text or delta.tokens or delta.calls:
             draft.count += max(1, len(delta.tokens))  # at least that many
         draft.finish = delta.finish or draft.finish
+        if draft.finish is not None:
+            draft.close()
         # Where the server counts only at the end of the stream, a completion that is alone waits for that.
         if draft.finish is not None and (draft.counted or len(part.drafts) > 1):
             self._end(part, draft)

@@ -32,7 +32,14 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
     if not vllm:
         official = urlsplit(settings.base_url).hostname == "api.openai.com"
         return Dialect(
-            Capabilities(name, n=True, seed=True, logprobs=_TOP_LOGPROBS, constraints=frozenset({"json"})),
+            Capabilities(
+                name,
+                n=True,
+                seed=True,
+                logprobs=_TOP_LOGPROBS,
+                constraints=frozenset({"json"}),
+                tools=True,
+            ),
             limit_name="max_completion_tokens" if official else "max_tokens",
         )
     probe = {"model": name, "messages": [{"role": "user", "content": "a"}]}
@@ -49,6 +56,7 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
             prompt_logprobs=True,
             constraints=frozenset({"choice", "regex", "json", "grammar"}),
             continue_final=True,
+            tools=True,
             exact_count=tokenize,
             version=f"vLLM {version['version']}" if version else "",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from stratagem.core.backend import (
     TokenLogprob,
 )
 from stratagem.core.errors import RejectedError, UnsupportedError
+from stratagem.core.native import closed, opened, read_call
 from stratagem.core.usage import Prices, Usage
 
 MAX_GROUP = 128  # the most completions that OpenAI gives to one request
@@ -33,7 +35,7 @@ class Dialect:
     limit_name: str = "max_tokens"  # OpenAI's own newer models take max_completion_tokens only
 
 
-def chat(messages: Sequence[Message], dialect: Dialect) -> dict[str, Any]:
+def chat(messages: Sequence[Message], dialect: Dialect, tools: str = "") -> dict[str, Any]:
     """The part of a request that says what is asked. A trailing assistant message is continued.
 
     Raises UnsupportedError where the server cannot do that, RejectedError for what cannot be sent as UTF-8.
@@ -45,8 +47,10 @@ def chat(messages: Sequence[Message], dialect: Dialect) -> dict[str, Any]:
             raise RejectedError(f"A message is not text that can be sent: {error}.") from error
     body: dict[str, Any] = {
         "model": dialect.caps.model,
-        "messages": [{"role": m.role, "content": m.content} for m in messages],
+        "messages": _messages(messages) if tools else [_plain(m) for m in messages],
     }
+    if tools:
+        body["tools"] = json.loads(tools)
     if messages and messages[-1].role == "assistant":
         if not dialect.caps.continue_final:
             raise UnsupportedError(
@@ -55,6 +59,38 @@ def chat(messages: Sequence[Message], dialect: Dialect) -> dict[str, Any]:
             )
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     return body
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return {"role": message.role, "content": message.content}
+
+
+def _messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages whose calls of tools stand in fields of their own."""
+    sent: list[dict[str, Any]] = []
+    waiting: list[str] = []  # ids of calls without a result yet
+    for number, message in enumerate(messages):
+        if message.role == "tool":
+            sent.append(_plain(message) | {"tool_call_id": waiting.pop(0) if waiting else f"call_{number}"})
+            continue
+        calls: list[dict[str, Any]] = []
+        text: list[str] = []
+        for line in message.content.split("\n") if message.role == "assistant" else ():
+            found = read_call(line)
+            if found is None:
+                text.append(line)
+                continue
+            name, arguments = found
+            function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+            calls.append({"id": f"call_{number}_{len(calls)}", "type": "function", "function": function})
+        if calls:
+            waiting = [str(call["id"]) for call in calls]
+            sent.append(
+                {"role": "assistant", "content": "\n".join(text).strip() or None, "tool_calls": calls}
+            )
+        else:
+            sent.append(_plain(message))
+    return sent
 
 
 def completion(
@@ -66,7 +102,7 @@ def completion(
     Raises UnsupportedError for what the server is known not to do.
     """
     caps = dialect.caps
-    body = chat(request.messages, dialect)
+    body = chat(request.messages, dialect, request.tools)
     body[dialect.limit_name] = request.max_tokens
     body["top_p"] = request.top_p
     if len(indices) > 1:
@@ -130,11 +166,39 @@ class Draft:
     count: int = 0
     counted: bool = False
     finish: Finish | None = None
+    call: int | None = None  # the native call that is arriving
+    given: bool = False  # arguments of that call have begun
+
+    def take(self, text: str, calls: Sequence[CallPart] = ()) -> None:
+        """Add what has arrived."""
+        self.text += text
+        for part in calls:
+            if part.index != self.call:
+                self.close()
+                self.text += "\n" * bool(self.text) + opened(part.name)
+                self.call, self.given = part.index, False
+            self.text += part.arguments
+            self.given = self.given or bool(part.arguments)
+
+    def close(self) -> None:
+        """End the native call that is arriving, if one is."""
+        if self.call is not None:
+            self.text += closed(empty=not self.given)
+            self.call = None
 
     def done(self) -> Completion:
         """The finished completion."""
         assert self.finish is not None
         return Completion(self.index, self.text, self.finish, self.count, tuple(self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """A piece of a native call: its name comes first, its arguments in pieces of JSON."""
+
+    index: int
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +210,7 @@ class Delta:
     tokens: tuple[TokenLogprob, ...]
     count: int | None  # tokens of this completion so far, where the server says so
     finish: Finish | None
+    calls: tuple[CallPart, ...] = ()
 
 
 def read_whole(body: object, indices: Sequence[int]) -> tuple[list[Draft], Usage]:
@@ -163,7 +228,9 @@ def read_whole(body: object, indices: Sequence[int]) -> tuple[list[Draft], Usage
         message = _mapping(entry.get("message"), "a message")
         text = message.get("content")
         tokens = _logprobs(entry.get("logprobs"))
-        draft = Draft(indices[_slot(entry, indices)], text if isinstance(text, str) else "", list(tokens))
+        draft = Draft(indices[_slot(entry, indices)], tokens=list(tokens))
+        draft.take(text if isinstance(text, str) else "", _calls(message))
+        draft.close()
         draft.finish = _finish(entry.get("finish_reason")) or "stop"
         ids = entry.get("token_ids")
         if isinstance(ids, list):
@@ -203,12 +270,29 @@ def read_chunk(chunk: object, want_logprobs: bool) -> tuple[list[Delta], Usage |
         slot = entry.get("index")
         if not isinstance(slot, int):
             raise Malformed("a choice has no index")
-        content = _mapping(entry.get("delta"), "a delta").get("content")
+        delta = _mapping(entry.get("delta"), "a delta")
+        content = delta.get("content")
         finish = _finish(entry.get("finish_reason"))
         tokens = _logprobs(entry.get("logprobs")) if want_logprobs else ()
         count = usage.completion_tokens if usage is not None and len(choices) == 1 else None
-        deltas.append(Delta(slot, content if isinstance(content, str) else "", tokens, count, finish))
+        text = content if isinstance(content, str) else ""
+        deltas.append(Delta(slot, text, tokens, count, finish, _calls(delta)))
     return deltas, usage, not choices
+
+
+def _calls(message: Mapping[str, Any]) -> tuple[CallPart, ...]:
+    parts: list[CallPart] = []
+    for position, call in enumerate(message.get("tool_calls") or ()):
+        entry = _mapping(call, "a call of a tool")
+        function = _mapping(entry.get("function"), "the function of a call")
+        index = entry.get("index", position)
+        if not isinstance(index, int):
+            raise Malformed("a call of a tool has no index")
+        arguments = str(function.get("arguments") or "").replace(
+            "\n", " "
+        )  # between tokens of JSON: a call is a line
+        parts.append(CallPart(index, str(function.get("name") or ""), arguments))
+    return tuple(parts)
 
 
 def read_usage(value: object) -> Usage | None:

@@ -232,6 +232,10 @@ class EmbeddedBackend:
         vocabulary = engine.model.config.vocabulary
         if request.logprobs is not None and request.logprobs > vocabulary:
             raise UnsupportedError(f"{self.name} gives at most {vocabulary} top log-probabilities.")
+        if request.tools:
+            raise UnsupportedError(
+                f"{self.name} has no native calls of tools.", remedy="Use the plan notation (format='lines')."
+            )
         default = engine.model.config.temperature
         temperature = request.temperature if request.temperature is not None else default
         try:

@@ -31,3 +31,4 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     constraint: Constraint | None = None
+    tools: str = ""  # see Request

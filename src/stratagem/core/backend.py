@@ -73,10 +73,17 @@ class Request:
     logprobs: int | None = None
     constraint: Constraint | None = None
     priority: int = 0  # smaller runs first, where the server schedules by priority
+    tools: str = ""
+    """JSON list of the tools that the model may call natively, as OpenAI's ``tools`` lists them. In texts a call
+    is a
+    line as in :mod:`stratagem.core.native`; the results are messages of the role ``tool``, in the order of
+    calls."""
 
     def key(self) -> str:
         """Content address of completion 0: hex SHA-256 of all that decides its text."""
         data = asdict(replace(self, n=1, priority=0))
+        if not self.tools:
+            del data["tools"]  # as before there were any
         return _digest(data)
 
     def sibling(self, index: int) -> Request:
@@ -175,6 +182,7 @@ class Capabilities:
     prompt_logprobs: bool = False  # score() works
     reward: bool = False  # score() gives each continuation one entry: the log-probability that it is good
     constraints: frozenset[str] = frozenset()  # of choice, regex, json, grammar
+    tools: bool = False  # takes Request.tools
     continue_final: bool = False  # continues a trailing assistant message
     exact_count: bool = False  # count_tokens() is exact, not an upper bound
     exact_abort: bool = False  # what an aborted request decoded is known to the token

@@ -10,6 +10,9 @@ A call may take what others give, by their names. When you know the answer, writ
 ONE_CALL = """\
 Find the answer with tools. Write one call at a time: name = tool(arguments). \
 A call may take what others gave, by their names. When you know the answer, write: The answer is ..."""
+NATIVE = """\
+Find the answer with the tools. Make all calls that do not need each other's results at once. \
+When you know the answer, write: The answer is ..."""
 REACT = """\
 Find the answer with tools. \
 Write a thought and then one call, each on a line: Thought: ... Action: tool(arguments). \

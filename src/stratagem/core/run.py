@@ -160,6 +160,7 @@ class Run:
             stop=sampling.stop,
             logprobs=sampling.logprobs,
             constraint=sampling.constraint,
+            tools=sampling.tools,
         )
         # Asking for log-probabilities draws nothing else: strategies that do share samples with those that don't.
         key = f"{role}/{replace(request, logprobs=None).key()}"

@@ -17,6 +17,7 @@ from stratagem.testing._server.text import (
     alternatives,
     logprob,
     tokenize,
+    tool_calls,
 )
 from stratagem.testing._server.wire import Body, Endpoint, Flavour
 
@@ -184,6 +185,19 @@ class Writer:
             out["token_ids"] = self._ids(choice.tokens)
         if self.endpoint == "chat":
             out["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+            if self.body.tools and (calls := tool_calls(choice.text)):
+                out["finish_reason"] = "tool_calls"
+                out["message"] |= {
+                    "content": choice.text.partition("<tool_call>")[0].strip() or None,
+                    "tool_calls": [
+                        {
+                            "id": f"call_{i}",
+                            "type": "function",
+                            "function": {"name": name, "arguments": arguments},
+                        }
+                        for i, (_, name, arguments) in enumerate(calls)
+                    ],
+                }
             out["logprobs"] = self._chat_logprobs(choice.tokens)
             return out
         request = self.requests[choice.index // self.body.n]
@@ -253,6 +267,9 @@ class Writer:
             out["token_ids"] = self._ids(tokens)
         if self.endpoint == "chat":
             out["delta"] = {"content": text}
+            if self.body.tools and "<tool_call>" in choice.text:
+                out["delta"] = self._called(choice, choice.visible(before), choice.visible(decoded))
+                out["finish_reason"] = "tool_calls" if finished else None
             out["logprobs"] = self._chat_logprobs(tokens)
         else:
             request = self.requests[choice.index // self.body.n]
@@ -264,6 +281,19 @@ class Writer:
             offset = choice.ends[before] + (len(choice.prefix) if before else 0)
             out["logprobs"] = self._completion_logprobs([*echoed, *tokens], request, offset)
         return self._chunk(out, choice, decoded)
+
+    def _called(self, choice: Choice, start: int, stop: int) -> dict[str, Any]:
+        """What of a text with calls of tools stands between two places: a call where it ends, in two pieces."""
+        first = choice.text.index("<tool_call>")
+        delta: dict[str, Any] = {"content": choice.text[start : min(stop, first)]}
+        parts: list[dict[str, Any]] = []
+        for i, (end, name, arguments) in enumerate(tool_calls(choice.text)):
+            if start < end <= stop:
+                head = {"index": i, "id": f"call_{i}", "type": "function"}
+                half = len(arguments) // 2
+                parts.append({**head, "function": {"name": name, "arguments": arguments[:half]}})
+                parts.append({"index": i, "function": {"arguments": arguments[half:]}})
+        return {**delta, "tool_calls": parts} if parts else delta
 
     def _chunk(self, choice_data: dict[str, Any], choice: Choice, decoded: int) -> bytes:
         head = self._head("chat.completion.chunk" if self.endpoint == "chat" else "text_completion")

@@ -52,12 +52,30 @@ def render_chat(
     messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool, continue_final: bool
 ) -> str:
     """The prompt text of a chat: `<|role|>content<|end|>`, repeated; a continued last message stays open."""
-    parts = [f"<|{m['role']}|>{content_text(m.get('content'))}{EOS}" for m in messages]
+    parts = [f"<|{m['role']}|>{content_text(m.get('content'))}{_called(m)}{EOS}" for m in messages]
     if continue_final and parts:
         parts[-1] = parts[-1].removesuffix(EOS)
     elif generation_prompt:
         parts.append("<|assistant|>")
     return "".join(parts)
+
+
+def _called(message: Mapping[str, Any]) -> str:
+    """The calls of tools in a message, as a chat template of the Hermes kind writes them."""
+    calls = (call["function"] for call in message.get("tool_calls") or ())
+    return "".join(
+        f'\n<tool_call>{{"name": "{each["name"]}", "arguments": {each["arguments"]}}}</tool_call>'
+        for each in calls
+    )
+
+
+def tool_calls(text: str) -> list[tuple[int, str, str]]:
+    """The calls of tools in what a model wrote: where each ends, its name, its arguments as JSON."""
+    found: list[tuple[int, str, str]] = []
+    for match in re.finditer(r"<tool_call>(.*?)</tool_call>", text, re.DOTALL):
+        data = json.loads(match[1])
+        found.append((match.end(), data["name"], json.dumps(data["arguments"])))
+    return found
 
 
 def content_text(content: object) -> str:

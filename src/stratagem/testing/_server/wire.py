@@ -111,6 +111,7 @@ class Body(BaseModel):
     add_generation_prompt: bool = True
     include_stop_str_in_output: bool = False
     return_token_ids: bool = False
+    tools: list[dict[str, Any]] | None = None
 
     @property
     def continuous_usage(self) -> bool:
