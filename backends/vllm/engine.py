@@ -203,6 +203,11 @@ class VLLMEngine:
 
     def _params(self, request: Request, kind: Any) -> Any:
         vllm = import_module("vllm")
+        if request.tools:
+            raise UnsupportedError(
+                f"{self.name} has no native calls of tools in process.",
+                remedy="Use a vLLM server, or the plan notation (format='lines').",
+            )
         constraint = request.constraint
         outputs = None
         if constraint is not None:

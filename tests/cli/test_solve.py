@@ -9,6 +9,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import pytest
+
 from stratagem.testing.server import SimSettings, SimulatedServer
 
 Cli = Callable[..., CompletedProcess[str]]
@@ -153,3 +155,46 @@ def test_a_killed_or_finished_run_is_taken_up_from_its_store(cli: Cli, tmp_path:
             assert "r1" in other.stderr
 
     asyncio.run(main())
+
+
+SHOP = """
+import stratagem as sg
+
+@sg.tool(effect="read_only")
+async def price(item: str) -> int:
+    "Price of an item."
+    return {"pens": 3}[item]
+
+tools = [price]
+box = sg.Toolbox(tools)
+number = 3
+"""
+
+
+@pytest.mark.parametrize("name", ["tools", "box", "price"])
+def test_tools_of_a_module(cli: Cli, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    monkeypatch.chdir(tmp_path)
+    done = cli("solve", "What do pens cost?", "-s", "dta", "--tools", f"shop:{name}", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert {call["tool"] for call in answer["calls"]} <= {"price", ""}
+    shown = cli("solve", "What do pens cost?", "-s", "dta", "--tools", f"shop:{name}")
+    assert shown.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("shop", "not MODULE:NAME"), ("shop:nothing", "nothing"), ("no_such_shop:tools", "No module"),
+        ("shop:number", "is int"),
+    ],
+)  # fmt: skip
+def test_tools_that_are_not_there(
+    inside: Cli, spec: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    monkeypatch.chdir(tmp_path)
+    done = inside("solve", "What?", "-s", "dta", "--tools", spec)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())

@@ -125,6 +125,13 @@ def solve(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the strategy, as n=16. Repeatable."),
     ] = None,
+    tools: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="What strategies that call tools may call: a tool, a list of them or a toolbox, as shop:tools.",
+        ),
+    ] = None,
     base_url: BaseUrl = None,
     model: Model = None,
     api_key_env: KeyEnv = None,
@@ -160,7 +167,14 @@ def solve(
     """Answer one question."""
 
     def command() -> Coroutine[Any, Any, int]:
-        from stratagem._cli.settings import build_strategy, config_file, connect, read_question, using
+        from stratagem._cli.settings import (
+            build_strategy,
+            config_file,
+            connect,
+            load_tools,
+            read_question,
+            using,
+        )
         from stratagem._cli.solve import solve as run
         from stratagem.core.budget import Budget
 
@@ -179,6 +193,7 @@ def solve(
             run,
             read_question(question),
             chosen,
+            tools=None if tools is None else load_tools(tools),
             budget=limits,
             seed=seed,
             store=store,

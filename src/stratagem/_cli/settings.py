@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+import stratagem as sg
 from stratagem.core.backend import Backend
 from stratagem.core.component import SUFFIXES, Component, parse_yaml
 from stratagem.core.errors import ConfigurationError, DataError
@@ -100,6 +102,36 @@ def config_file(name: str) -> str:
             remedy="Name a file with a strategy; a strategy by its name goes after --strategy.",
         )
     return name
+
+
+def load_tools(spec: str) -> sg.Toolbox:
+    """The tools that ``module:name`` names; the module may lie in the current folder.
+
+    Raises:
+        ConfigurationError: there is no such module or name, or it is no tool, list of tools or toolbox.
+    """
+    from stratagem.tools.tool import Tool
+    from stratagem.tools.toolbox import Toolbox
+
+    module, colon, name = spec.partition(":")
+    if not colon or not module or not name:
+        raise ConfigurationError(f"--tools {spec!r} is not MODULE:NAME.", remedy="Write it like shop:tools.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"--tools {spec}: {error}.") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    if isinstance(found, Toolbox):
+        return found
+    listed = list(found) if isinstance(found, list | tuple) else [found]
+    if not all(isinstance(each, Tool) or callable(each) for each in listed):
+        raise ConfigurationError(
+            f"--tools {spec} is {type(found).__name__}.",
+            remedy="Name a tool, a list of tools, or a sg.Toolbox.",
+        )
+    return Toolbox(listed)
 
 
 def build_strategy(source: str, settings: Sequence[str] = ()) -> Strategy:

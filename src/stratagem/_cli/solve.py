@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import RenderableType
+from rich.table import Table
 from rich.text import Text
 
 import stratagem as sg
@@ -31,6 +33,7 @@ from stratagem._cli.progress import Progress
 from stratagem._cli.votes import votes
 from stratagem.api import new_run_id
 
+_SHOWN = 200  # characters of a result
 _WHY = {
     "complete": "complete",
     "budget": "stopped: budget",
@@ -44,6 +47,7 @@ async def solve(
     strategy: sg.Strategy,
     llm: sg.Backend,
     *,
+    tools: sg.Toolbox | None,
     budget: sg.Budget | None,
     seed: int,
     store: str | None,
@@ -64,7 +68,15 @@ async def solve(
         try:
             with watched(progress):
                 answer = await sg.solve(
-                    task, strategy, llm=llm, budget=budget, seed=seed, store=store, run_id=run_id, trace=trace
+                    task,
+                    strategy,
+                    llm=llm,
+                    tools=tools,
+                    budget=budget,
+                    seed=seed,
+                    store=store,
+                    run_id=run_id,
+                    trace=trace,
                 )
             code = 0
         except asyncio.CancelledError:
@@ -113,6 +125,8 @@ def as_data(answer: sg.Answer, task: sg.Task, strategy: sg.Strategy, model: str,
         "strategy": strategy.dump(),
         "model": model,
         "seed": seed,
+        "calls": [asdict(call) for call in answer.calls],
+        "basis": answer.basis,
         "candidates": [
             {"answer": c.answer, "text": c.text, "finish": c.finish, "logprob": c.logprob, "scores": c.scores}
             for c in answer.candidates
@@ -130,9 +144,25 @@ def rendered(answer: sg.Answer, strategy: sg.Strategy, model: str) -> list[Rende
     parts: list[RenderableType] = [headline]
     if answer.text.strip() and answer.text.strip() != answer.value:
         parts += [Text(), Text(safe(answer.text.strip()))]
+    if answer.calls:
+        parts += [Text(), calls(answer)]
     if len(answer.candidates) > 1:
         parts += [Text(), votes(answer.candidates, answer.value, equality_of(strategy))]
     return [*parts, Text(), cost_line(answer, strategy, model)]
+
+
+def calls(answer: sg.Answer) -> Table:
+    """The calls of tools, what became of them, and which the answer rests on."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for call in answer.calls:
+        style = BAD if call.error else DIM if call.skipped or call.name not in answer.basis else ""
+        table.add_row(
+            Text(safe(call.name), style=DIM),
+            Text(safe(call.call), style=style),
+            Text(safe(call.told(_SHOWN)), style=style),
+            Text(seconds(call.seconds), style=DIM),
+        )
+    return table
 
 
 def equality_of(strategy: sg.Strategy) -> sg.Verifier | None:
