@@ -146,6 +146,8 @@ class Agent(Strategy):
             calling = group.create_task(run.call(lines, known=known(rounds), named=self._named))
             said = await self.write(task, run, rounds, note, lines)
             lines.close()
+            if run.best is None:
+                run.propose(Answer.of(Candidate(said)))  # a plan is more than nothing, should the time run out
         return self._round(said, rounds, calling.result())
 
     @property
@@ -271,7 +273,8 @@ def so_far(rounds: Sequence[Round]) -> Answer:
     last = next((call for call in reversed(calls) if call.ok), None)
     text = "" if last is None else f"{last.call} = {last.told()}"
     value = None if last is None else _plain(last.result)
-    return Answer(text=text, value=value, calls=calls, basis=basis(calls, value))
+    found = Answer.of(Candidate(text, value))
+    return found.model_copy(update={"calls": calls, "basis": basis(calls, value)})
 
 
 def basis(calls: Sequence[Called], value: str | None) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ def test_pieces_that_nobody_reads_are_told_in_fewer_chunks() -> None:
         return [SimCompletion("a b c d " * 100)]
 
     async def main() -> None:
-        settings = SimSettings(per_token=0.0002)
+        settings = SimSettings(per_token=0.01)
         async with connected(settings, responder=responder, abort_slack=10) as (server, backend):
             for deltas in (True, False):
                 async with backend.stream(Request(ASKED, max_tokens=90), deltas=deltas) as stream:

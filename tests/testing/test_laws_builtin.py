@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 
+from stratagem.core.backend import Message
 from stratagem.core.component import Component
 from stratagem.core.protocols import Strategy, Verifier
 from stratagem.testing import laws
+from stratagem.testing.language import END, Distribution
 from stratagem.testing.toy import CAPABLE, ToyModel
+from stratagem.tools.tool import tool
+from stratagem.tools.toolbox import Toolbox
 
 
 def shipped(family: type[Component]) -> dict[str, type[Component]]:
@@ -19,6 +24,7 @@ def shipped(family: type[Component]) -> dict[str, type[Component]]:
     return {kind: m for kind, m in family.kinds().items() if m.__module__.startswith("stratagem.")}
 
 
+AGENTS = ("dta", "sequential", "react", "dfsdt")  # they call tools
 SMALL: dict[str, dict[str, Any]] = {
     "debate": {"n": 4},
     "step_best_of_n": {"n": 3},
@@ -34,6 +40,7 @@ STRATEGIES: list[dict[str, Any]] = [
     *(
         {"kind": k} | SMALL.get(k, {"n": 6} if "n" in m.model_fields else {})
         for k, m in shipped(Strategy).items()
+        if k not in AGENTS
     ),
     {"kind": "beam_search", "beams": 2, "width": 3, "aggregate": "last"},
     {"kind": "dvts", "trees": 3, "width": 2, "aggregate": "product", "verifier": "restart"},
@@ -82,6 +89,41 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 def _id(data: dict[str, Any]) -> str:
     return "-".join(str(value) for value in data.values())
+
+
+def planner(messages: tuple[Message, ...], tokens: tuple[str, ...]) -> Distribution:
+    """Calls a tool or two, sometimes a wrong one, and then says what it saw, sometimes at once."""
+    text = "".join(tokens)
+    if text.endswith((")", ".")):
+        return {END: 1.0}
+    if text.endswith("is "):
+        return {"3.": 0.6, "4.": 0.4}
+    if text:
+        return {'size("pen")': 0.5, 'size("lamp")': 0.4, "size(7)": 0.1}
+    seen = sum(message.role == "assistant" for message in messages)
+    writes = "Thought: I look.\nAction: " if "Thought" in messages[0].content else f"a{seen} = "
+    return {writes: 0.2, "The answer is ": 0.8} if seen else {writes: 0.9, "The answer is ": 0.1}
+
+
+def toolbox() -> Toolbox:
+    @tool(effect="read_only")
+    async def size(of: str) -> int:
+        """Length of a word."""
+        await asyncio.sleep(0.02)
+        return len(of)
+
+    return Toolbox([size], permits=3)
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_agent(kind: str) -> None:
+    """At a temperature, so that seeds tell; on a talk that may go on for three turns."""
+    laws.strategy(
+        lambda: Strategy.load({"kind": kind, "temperature": 1.0, "rounds": 3}),
+        model=partial(ToyModel, planner),
+        tools=toolbox(),
+        cases=60,
+    )
 
 
 @pytest.mark.parametrize("data", STRATEGIES, ids=_id)

@@ -11,6 +11,7 @@ from typing import Any
 from stratagem.core.asking import POLICY
 from stratagem.core.backend import Backend, Request, ScoreRequest
 from stratagem.core.budget import Budget, Ledger
+from stratagem.core.calling import Toolbox
 from stratagem.core.errors import BudgetExhausted, StratagemError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
@@ -40,6 +41,7 @@ def strategy(
     *,
     task: Task = QUESTION,
     model: Callable[..., ToyModel] = ToyModel,
+    tools: Toolbox | None = None,
     cases: int = 100,
     deterministic: bool = False,
 ) -> None:
@@ -49,6 +51,7 @@ def strategy(
         make: makes the strategy.
         task: what it is asked.
         model: called like :class:`ToyModel`, with some of its keywords.
+        tools: what it may call.
         cases: random budgets, deadlines and points of cancellation tried, each.
         deterministic: it may give the same answer for all seeds.
 
@@ -56,7 +59,7 @@ def strategy(
         AssertionError: a law is broken; the message opens with its name.
     """
     loads_from_its_dump(make(), Strategy)
-    run_loop(_Battery(make(), task, model, cases, deterministic).check())
+    run_loop(_Battery(make(), task, model, tools, cases, deterministic).check())
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +92,15 @@ def _shape(answer: Answer) -> Shape:
 
 class _Battery:
     def __init__(
-        self, strategy: Strategy, task: Task, model: Callable[..., ToyModel], cases: int, deterministic: bool
+        self,
+        strategy: Strategy,
+        task: Task,
+        model: Callable[..., ToyModel],
+        tools: Toolbox | None,
+        cases: int,
+        deterministic: bool,
     ) -> None:
-        self.strategy, self.task, self.model = strategy, task, model
+        self.strategy, self.task, self.model, self.tools = strategy, task, model, tools
         self.cases, self.deterministic = cases, deterministic
 
     async def check(self) -> None:
@@ -129,7 +138,7 @@ class _Battery:
 
     def _run(self, backend: Backend, budget: Budget | None = None, seed: int = 0) -> Run:
         clock = asyncio.get_running_loop().time
-        return Run({POLICY: backend}, ledger=Ledger(budget, clock=clock), seed=seed)
+        return Run({POLICY: backend}, ledger=Ledger(budget, clock=clock), seed=seed, tools=self.tools)
 
     async def _free(self) -> _Free:
         law = "answers when nothing limits it"
