@@ -147,7 +147,9 @@ class Agent(Strategy):
             said = await self.write(task, run, rounds, note, lines)
             lines.close()
             if run.best is None:
-                run.propose(Answer.of(Candidate(said)))  # a plan is more than nothing, should the time run out
+                run.propose(
+                    Answer.of(Candidate(said))
+                )  # a plan is more than nothing, should the time run out
         return self._round(said, rounds, calling.result())
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 TEXT = """---
@@ -54,13 +55,34 @@ with 95 % bootstrap intervals of the gain over one sample. `hard` has 6-8 steps,
 AUC is over the model's own samples; "within" compares samples of the same problem only, which is what picking the
 best of n needs. Accuracy by family and number of steps, one sample, test: {families}.
 
-## Training
+{tools}## Training
 From scratch by `training/` of this repository, about {minutes} minutes in all on 2 CPU cores that other programs
 used too: supervised on generated problems and on right and wrong steps side by side, the wrong ones made up or
 written by the model itself on fresh training problems and graded by the generator; every token of such a pair is
 marked for the layer below the last. The last was trained on its own first, mainly for the restart token. Commands
 and reasons: `training/README.md`. Measured by `training/evaluate.py`.
 """
+
+
+TOOLS = """## Tools The gym's tool worlds: a system turn with an instruction of `stratagem.core.prompts` and a line
+for each tool, then the question. It writes calls in the plan notation (`docs/tools.md`) and reads what they gave.
+On {problems} unseen worlds, greedy, with tools that take a tenth of a second (`benchmarks/agents.py`):
+
+| | success | tokens | seconds |
+|---|---|---|---|
+{rows}
+
+"""
+
+
+def tools(measured: dict[str, Any]) -> str:
+    """The section on tools, from what `benchmarks/agents.py --out` wrote."""
+    rows = [
+        f"| {name} | {mean(one['right']):.3f} | {mean(one['tokens']):.0f} | {mean(one['seconds']):.2f} |"
+        for name, one in measured.items()
+    ]
+    problems = len(next(iter(measured.values()))["right"])
+    return TOOLS.format(problems=problems, rows="\n".join(rows))
 
 
 def share(value: float) -> str:
@@ -106,6 +128,7 @@ if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("reports", type=Path, nargs="+")
     p.add_argument("--minutes", type=int, required=True, help="training time, all stages")
+    p.add_argument("--agents", type=Path, help="what benchmarks/agents.py --out wrote")
     p.add_argument("--out", type=Path, required=True)
     arguments = p.parse_args()
     loaded = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.reports]
@@ -118,6 +141,7 @@ if __name__ == "__main__":
         table=rows(loaded),
         families=", ".join(f"{name} {value:.2f}" for name, value in sorted(families.items())),
         minutes=arguments.minutes,
+        tools=tools(json.loads(arguments.agents.read_text(encoding="utf-8"))) if arguments.agents else "",
         parameters=size / 2e6,
         megabytes=size / 1e6,
         **shape,

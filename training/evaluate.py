@@ -19,7 +19,7 @@ from rounds import restart_targets, step_ends
 from sampler import log_probabilities, sample, yes_probabilities
 from train import load_model
 
-from stratagem.bench.gym import Document, Grade, Message, Probe, skill
+from stratagem.bench.gym import Document, Grade, Message, Probe, Problem, skill
 from stratagem.bench.statistics import area_under_curve, expected_calibration_error, paired_difference
 from stratagem.core.prompts import ANSWER_ONLY, RESTART_QUESTION, STEP_BY_STEP, STEP_QUESTION
 
@@ -113,14 +113,19 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
         "auc": area_under_curve(restart, right),
         "ece": expected_calibration_error(restart, tie),
     }
-    families: dict[object, list[float]] = defaultdict(list)
-    for problem, value in zip(problems, first, strict=True):
-        families[problem.meta["family"]].append(value)
-        families[problem.meta["steps"]].append(value)
-    report["by family and steps"] = {
-        str(key): round(statistics.fmean(values), 3) for key, values in families.items()
-    }
+    solved = [float(any(grade.correct for grade in marks)) for marks in grades]
+    report["by family and steps"] = _grouped(problems, first)
+    report[f"pass@{n} by family and steps"] = _grouped(problems, solved)
     return report
+
+
+def _grouped(problems: Sequence[Problem], values: Sequence[float]) -> dict[str, float]:
+    """Means by what a problem is about and by how many steps it has."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for problem, value in zip(problems, values, strict=True):
+        groups[str(problem.meta["family"])].append(value)
+        groups[str(problem.meta["steps"])].append(value)
+    return {key: round(statistics.fmean(found), 3) for key, found in groups.items()}
 
 
 def _gain(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:

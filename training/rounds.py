@@ -149,7 +149,8 @@ def main(arguments: argparse.Namespace) -> None:
     rights = total = 0
     began = time.monotonic()
     split: Split = "train"
-    for skill in skills().values():
+    for name in arguments.skills:
+        skill = skills()[name]
         for start in range(arguments.first, arguments.first + arguments.problems, 256):
             count = min(256, arguments.first + arguments.problems - start)
             problems = [skill.problem(split, index) for index in range(start, start + count)]
@@ -183,6 +184,12 @@ if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("checkpoint", type=Path)
     p.add_argument("--out", type=Path, required=True)
+    p.add_argument(
+        "--skills",
+        nargs="+",
+        default=["words"],
+        help="those whose problems are asked and answered in one turn",
+    )
     p.add_argument("--problems", type=int, default=4000, help="problems of each skill")
     p.add_argument(
         "--first", type=int, default=0, help="index of the first problem; rounds should not overlap"
