@@ -62,6 +62,15 @@ def test_calls_by_hand(calls: list[dict[str, Any]], verdict: bool) -> None:
     assert right(calls, SMALL, BIG) is verdict
 
 
+def test_a_call_of_the_wrong_type_is_not_taken_for_its_equal() -> None:
+    """1.0 == 1 in Python; one of two calls that are equal so is wrong, wherever it stands."""
+    one: dict[str, list[Any]] = {"radius": [5.0], "n": [1]}
+    good, bad = {"radius": 5.0, "n": 1}, {"radius": 5.0, "n": 1.0}
+    assert right([good, good], one, one)
+    assert not right([good, bad], one, one)
+    assert not right([bad, good], one, one)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "allowed", "verdict"),
     [
