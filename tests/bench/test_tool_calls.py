@@ -25,6 +25,7 @@ AREA = {
             "unit": {"type": "string"},
             "n": {"type": "integer"},
             "tags": {"type": "array", "items": {"type": "string"}},
+            "counts": {"type": "array", "items": {"type": "integer"}},
             "box": {"type": "dict"},
             "boxes": {"type": "array", "items": {"type": "dict"}},
             "exact": {"type": "boolean"},
@@ -85,6 +86,8 @@ def test_a_call_of_the_wrong_type_is_not_taken_for_its_equal() -> None:
         ("tags", ["New York", "Rome"], [["new york", "rome"]], True),
         ("tags", ["Rome", "New York"], [["new york", "rome"]], False),
         ("tags", ["a", 1], [["a", "b"]], False),
+        ("counts", [1, 2], [[1, 2]], True),
+        ("counts", [1, 2.0], [[1, 2]], False),  # though they are equal
         ("box", {"w": 1, "unit": "M"}, [{"w": [1, 2], "unit": ["m"], "h": ["", 3]}], True),
         ("box", {"w": 3, "unit": "m"}, [{"w": [1, 2], "unit": ["m"]}], False),
         ("box", {"unit": "m"}, [{"w": [1, 2], "unit": ["m"]}], False),

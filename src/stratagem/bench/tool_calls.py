@@ -92,7 +92,7 @@ def _right_value(value: Any, described: Mapping[str, Any], allowed: Sequence[Any
     if type(value) is not wanted:
         return told is not None and type(value) is told and value in allowed
     if nested is not None and not _nested(value, nested, allowed):
-        return told is type(value) and value in allowed
+        return False
     if told is not None and told is not wanted:
         return value in allowed
     if wanted is dict:
