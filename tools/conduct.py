@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from stratagem.core.calling import shortened
@@ -160,18 +160,17 @@ class Conduct:
             await journal.begin(key)
         retries = 0 if destructive else call.retries
         clock = asyncio.get_running_loop().time
-        started, error = clock(), "cancelled"
+        started, error, attempts = clock(), "cancelled", 1
         self._tell(ToolStarted, call, tool, arguments)
         try:
             if self.pay is not None and tool.cost:
                 outcome = await self._paid(self.pay, tool, checked, retries)
             else:
                 outcome = await tool.invoke(checked, retries=retries)
-            if tool.secrets:
-                outcome = _masked(tool, outcome)
-            error = _reason(outcome)
+            error, attempts = _reason(outcome), outcome.attempts
         finally:
-            self._tell(ToolFinished, call, tool, arguments, seconds=clock() - started, error=error)
+            cost = attempts * tool.cost
+            self._tell(ToolFinished, call, tool, arguments, seconds=clock() - started, error=error, cost=cost)
         if journal is not None and key is not None:
             await journal.end(key, outcome)
         return outcome
@@ -185,8 +184,10 @@ class Conduct:
         **more: Any,
     ) -> None:
         if self.trace is not None:
-            text = write(call.model_copy(update={"arguments": dict(arguments)}), {tool.name: tool})
-            self.trace.append(event(call.id, tool.masked(shortened(text, _SHOWN)), **more))
+            # Masked before it is written or cut, which may split a secret or escape it.
+            shown = tool.masked(dict(arguments), arguments)
+            text = write(call.model_copy(update={"arguments": shown}), {tool.name: tool})
+            self.trace.append(event(call.id, shortened(text, _SHOWN), **more))
 
     async def _paid(
         self, pay: Pay, tool: Tool, checked: Mapping[str, Any], retries: int | None
@@ -207,13 +208,6 @@ class Conduct:
 
 def _reason(outcome: Value | Failed) -> str:
     return f"{outcome.why}: {outcome.message}" if isinstance(outcome, Failed) else ""
-
-
-def _masked(tool: Tool, outcome: Value | Failed) -> Value | Failed:
-    """The outcome without the tool's secrets; the exception itself stays whole."""
-    if isinstance(outcome, Value):
-        return replace(outcome, data=tool.masked(outcome.data))
-    return replace(outcome, message=tool.masked(outcome.message))
 
 
 def _may_repeat(tool: Tool, attempts: int, failed: Value | Failed) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool, StructuredTool
 
 
-def from_langchain(tool: BaseTool, *, effect: Effect = "destructive", timeout: float = 30.0) -> Tool:
+def from_langchain(
+    tool: BaseTool, *, effect: Effect = "destructive", timeout: float = 30.0, secrets: Sequence[str] = ()
+) -> Tool:
     """A LangChain tool as one of ours. What it raises is a failure that the model reads.
 
     Args:
         effect: what a second call does; LangChain's tools do not say, so the most careful is the default.
+        secrets: values to mask in results, failures and traces.
 
     Raises:
         ConfigurationError: it has no schema of its arguments.
@@ -32,13 +36,14 @@ def from_langchain(tool: BaseTool, *, effect: Effect = "destructive", timeout: f
     async def function(**arguments: Any) -> Any:
         return await tool.ainvoke(arguments)
 
-    return schema_tool(tool.name, tool.description, plain, function, effect=effect, timeout=timeout)
+    return schema_tool(
+        tool.name, tool.description, plain, function, effect=effect, timeout=timeout, secrets=secrets
+    )
 
 
 def to_langchain(tool: Tool) -> StructuredTool:
     """One of our tools as LangChain's, as ``ToolNode`` takes it: with its limits, and failures as
-    ``ToolException``,
-    which LangChain shows to the model."""
+    ``ToolException``, which LangChain shows to the model."""
     from langchain_core.tools import StructuredTool, ToolException
 
     async def call(**arguments: Any) -> Any:

@@ -35,6 +35,7 @@ async def mcp_tools(
     env: Mapping[str, str] | None = None,
     timeout: float = 30.0,  # noqa: ASYNC109 - of each call later on
     connect_timeout: float = 30.0,
+    secrets: Sequence[str] = (),
 ) -> AsyncIterator[list[Tool]]:
     """The tools of an MCP server, for as long as the block lasts.
 
@@ -42,6 +43,8 @@ async def mcp_tools(
         server: the URL of one, or the command that starts one, which then ends with the block.
         env: further environment of that command, which else gets the few variables that are safe to pass on.
         timeout: seconds of each call.
+        connect_timeout: seconds until the server has told its tools.
+        secrets: values, such as those of ``env``, to mask in results, failures and traces.
 
     Raises:
         MissingExtraError: the library is not installed.
@@ -75,7 +78,7 @@ async def mcp_tools(
             raise ConfigurationError(
                 f"The MCP server {_shown(server)} cannot be used: {_cause(error)}."
             ) from error
-        yield [_of(connection, each, timeout) for each in listed]
+        yield [_of(connection, each, timeout, secrets) for each in listed]
     finally:
         connection.leave.set()
         if not connection.ready.done() or connection.ready.exception() is not None:
@@ -230,7 +233,7 @@ class _ToolError(Exception):
     """A server says that a call has failed."""
 
 
-def _of(connection: _Connection, told: types.Tool, timeout: float) -> Tool:
+def _of(connection: _Connection, told: types.Tool, timeout: float, secrets: Sequence[str]) -> Tool:
     async def function(**arguments: Any) -> Any:
         result = await connection.call(lambda client: client.call_tool(told.name, arguments))
         texts = [part.text for part in result.content if part.type == "text"]
@@ -242,7 +245,13 @@ def _of(connection: _Connection, told: types.Tool, timeout: float) -> Tool:
         return texts[0] if len(texts) == 1 else texts
 
     return schema_tool(
-        told.name, told.description or "", told.input_schema, function, effect=_effect(told), timeout=timeout
+        told.name,
+        told.description or "",
+        told.input_schema,
+        function,
+        effect=_effect(told),
+        timeout=timeout,
+        secrets=secrets,
     )
 
 

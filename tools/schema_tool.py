@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.protocols import Validator
+from referencing import Registry
 
 from stratagem.core.errors import ConfigurationError
 from stratagem.tools.tool import Effect, Tool
@@ -16,8 +18,8 @@ from stratagem.tools.tool import Effect, Tool
 class _Argument:
     """Checks one argument, as a :class:`pydantic.TypeAdapter` does."""
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        self._validator = Draft202012Validator(schema)
+    def __init__(self, validator: Validator) -> None:
+        self._validator = validator
 
     def validate_python(self, value: Any) -> Any:
         error = best_match(self._validator.iter_errors(value))
@@ -45,10 +47,12 @@ def schema_tool(
     effect: Effect = "destructive",
     timeout: float = 30.0,
     max_bytes: int = 100_000,
+    secrets: Sequence[str] = (),
 ) -> Tool:
     """A tool from the JSON schema of its arguments and an async function that takes them by name.
 
-    A name that the plan notation cannot write (``-`` and ``.`` are common) gets ``_`` there.
+    A name that the plan notation cannot write (``-`` and ``.`` are common) gets ``_`` there. Each argument is
+    checked by its own part of the schema. A ``$ref`` to somewhere else is not fetched: no argument fits it.
 
     Raises:
         ConfigurationError: the schema is none, or not one of an object.
@@ -67,10 +71,10 @@ def schema_tool(
         raise ConfigurationError(
             f"Tool {name!r}: its schema is one of {parameters['type']!r}, not of an object."
         )
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    # A registry of our own, though empty, keeps it from fetching a remote $ref.
+    whole = Draft202012Validator(parameters, registry=Registry())
     arguments: dict[str, Any] = {
-        key: _Argument({**shared, **each} if isinstance(each, dict) else each)
-        for key, each in parameters["properties"].items()
+        key: _Argument(whole.evolve(schema=each)) for key, each in parameters["properties"].items()
     }
     safe = re.sub(r"\W", "_", name)
     return Tool(
@@ -85,7 +89,7 @@ def schema_tool(
         0.0,
         effect,
         max_bytes,
-        (),
+        tuple(secrets),
         arguments,
         _Anything(),  # type: ignore[arg-type]
     )

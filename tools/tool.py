@@ -12,12 +12,12 @@ import inspect
 import json
 import os
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias, overload
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import SecretBytes, SecretStr, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from stratagem.core.errors import ConfigurationError
@@ -51,7 +51,8 @@ class Failed:
     the signature says or no JSON, ``too_large``, ``cancelled``, no ``budget`` for it,
     ``refused`` or still ``waiting`` to be allowed, or ``unknown``: begun when its run was stopped."""
     message: str
-    error: BaseException | None = None  # what was raised, whole: with its cause, group and traceback
+    error: BaseException | None = field(default=None, repr=False)
+    """What was raised, whole: with its cause, group and traceback, and what secrets it holds."""
     attempts: int = 0  # how often the function was begun
 
 
@@ -92,23 +93,17 @@ class Tool:
     _result: TypeAdapter[Any]
     _gates: dict[asyncio.AbstractEventLoop, _Gate] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def hidden(self) -> frozenset[str]:
-        """Parameters that are never shown."""
+        """Parameters that are never shown: those with a ``writeOnly`` part, which is how schemas mark secrets."""
         properties = self.parameters["properties"].items()
-        return frozenset(key for key, each in properties if isinstance(each, dict) and each.get("writeOnly"))
+        return frozenset(key for key, each in properties if _write_only(each, self.parameters, set()))
 
-    def masked(self, data: Any) -> Any:
-        """Text or JSON data without the tool's secrets."""
-        if not self.secrets:
-            return data
-        if isinstance(data, str):
-            for secret in self.secrets:
-                data = data.replace(secret, MASK)
-            return data
-        if isinstance(data, dict):
-            return {self.masked(key): self.masked(part) for key, part in data.items()}
-        return [self.masked(part) for part in data] if isinstance(data, list) else data
+    def masked(self, data: Any, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Text or JSON data without the tool's secrets, nor those among the arguments of a call."""
+        given = arguments or {}
+        texts = {text for key in self.hidden if key in given for text in _texts(given[key])}
+        return _masked(data, sorted({*self.secrets, *texts} - {""}, key=len, reverse=True))
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -144,7 +139,7 @@ class Tool:
                 try:
                     checked[name] = adapter.validate_python(arguments[name])
                 except Exception as error:  # also what a validator of a type's own raises
-                    wrong.append(f"{self.name}: {name}: {_reason(error)}.")
+                    wrong.append(self.masked(f"{self.name}: {name}: {_reason(error)}.", arguments))
         return checked, wrong
 
     async def __call__(self, **arguments: Any) -> Value | Failed:
@@ -156,11 +151,14 @@ class Tool:
         """Call the function with what :meth:`check` gave, again after an error or time-out up to ``retries`` times
         (by default the tool's own number)."""
         most = 1 + (self.retries if retries is None else retries)
-        for attempt in range(1, most):
-            outcome = await self._attempt(checked, attempt)
-            if isinstance(outcome, Value) or outcome.why not in ("error", "timeout"):
-                return outcome
-        return await self._attempt(checked, most)
+        attempt = 1
+        while isinstance(outcome := await self._attempt(checked, attempt), Failed) and attempt < most:
+            if outcome.why not in ("error", "timeout"):
+                break
+            attempt += 1
+        if isinstance(outcome, Value):
+            return replace(outcome, data=self.masked(outcome.data, checked))
+        return replace(outcome, message=self.masked(outcome.message, checked))
 
     async def _attempt(self, checked: Mapping[str, Any], attempt: int) -> Value | Failed:
         gate = self._gate()
@@ -222,6 +220,60 @@ class Tool:
         return self._gates[loop]
 
 
+def _write_only(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:
+    """Whether a JSON schema, or one that it refers to in ``root``, has a ``writeOnly`` part."""
+    if isinstance(schema, list):
+        return any(_write_only(part, root, seen) for part in schema)
+    if not isinstance(schema, dict):
+        return False
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference not in seen:
+        seen.add(reference)
+        place: Any = root
+        for step in reference.removeprefix("#/").split("/"):
+            place = place.get(step) if isinstance(place, dict) else None
+        if _write_only(place, root, seen):
+            return True
+    return schema.get("writeOnly") is True or any(
+        _write_only(part, root, seen)
+        for key, part in schema.items()
+        if key not in ("default", "const", "enum")
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a value."""
+    if isinstance(value, SecretStr | SecretBytes):
+        value = value.get_secret_value()
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, bytes):
+        yield value.decode(errors="replace")
+    else:
+        parts: Iterable[Any] = ()
+        if isinstance(value, Mapping):
+            parts = value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            parts = value
+        elif hasattr(value, "__dict__"):
+            parts = vars(value).values()
+        for part in parts:
+            yield from _texts(part)
+
+
+def _masked(data: Any, secrets: Sequence[str]) -> Any:
+    """Text or JSON data without the secrets; a longer one goes first, since it may hold a shorter one."""
+    if not secrets:
+        return data
+    if isinstance(data, str):
+        for secret in secrets:
+            data = data.replace(secret, MASK)
+        return data
+    if isinstance(data, dict):
+        return {_masked(key, secrets): _masked(part, secrets) for key, part in data.items()}
+    return [_masked(part, secrets) for part in data] if isinstance(data, list) else data
+
+
 def _nothing() -> None:
     """In place of a permit's release where there is no permit."""
 
@@ -264,6 +316,7 @@ def tool(
     effect: Effect = "destructive",
     max_bytes: int = 100_000,
     needs: Sequence[str] = (),
+    secrets: Sequence[str] = (),
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a typed function a :class:`Tool`: its docstring is the description, its signature the JSON schema.
@@ -283,13 +336,14 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         max_bytes: of a result as JSON in UTF-8; a larger one is a failure.
         needs: environment variables, such as keys, that the function reads. Their values are masked in results,
             failures and traces.
+        secrets: further values to mask there.
 
-    A parameter of type ``SecretStr`` is masked in traces and in answers.
+    A parameter that holds a ``SecretStr`` is masked there and in answers.
 
     Raises:
         ConfigurationError: an environment variable is missing; a parameter or the result has no type, or none that
-        has a JSON schema; it takes ``*`` or
-            positional-only parameters; it has no docstring; a limit is out of range.
+            has a JSON schema; it takes ``*`` or positional-only parameters; it has no docstring; a limit is out of
+            range.
     """
     return partial(_made, **options) if function is None else _made(function, **options)
 
@@ -306,6 +360,7 @@ def _made(
     effect: Effect = "destructive",
     max_bytes: int = 100_000,
     needs: Sequence[str] = (),
+    secrets: Sequence[str] = (),
 ) -> Tool:
     name = name or str(getattr(function, "__name__", type(function).__name__))
     if effect not in typing.get_args(Effect):
@@ -347,7 +402,7 @@ def _made(
         cost,
         effect,
         max_bytes,
-        tuple(os.environ[each] for each in needs),
+        (*(os.environ[each] for each in needs), *secrets),
         arguments,
         result,
     )

@@ -101,6 +101,41 @@ def test_what_is_no_tool_or_no_schema_is_refused() -> None:
     assert schema_tool("2nd", "R.", {}, nothing).name == "_2nd"
 
 
+def test_arguments_are_checked_by_all_of_a_schema_but_nothing_is_fetched() -> None:
+    """References within the schema are followed; one to elsewhere (which may be an address inside our network) is
+    not."""
+
+    async def echo(**arguments: Any) -> Any:
+        return arguments
+
+    asked: list[str] = []
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append((await reader.readline()).decode())
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            schema = {
+                "$defs": {"day": {"type": "integer", "minimum": 1}},
+                "properties": {
+                    "first": {"$ref": "#/$defs/day"},
+                    "last": {"$ref": "#/properties/first"},
+                    "other": {"$ref": f"http://127.0.0.1:{port}/schema.json"},
+                },
+            }
+            tool = schema_tool("x", "X.", schema, echo)
+            assert await tool(first=1, last=2) == Value({"first": 1, "last": 2})
+            for wrong in ({"first": 0}, {"last": 0}, {"other": 1}):
+                failed = await asyncio.to_thread(tool.check, wrong)
+                assert isinstance(failed, Failed)
+                assert failed.why == "arguments"
+
+    asyncio.run(main())
+    assert asked == []
+
+
 # -- MCP ---------------------------------------------------------------------------------------------------
 
 

@@ -11,12 +11,12 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import SecretStr
+from pydantic import AfterValidator, BaseModel, SecretStr
 
 import stratagem as sg
 from stratagem.backends.journaled import Journal
@@ -29,6 +29,7 @@ from stratagem.tools.conduct import CallJournal, Conduct
 from stratagem.tools.dag import Call, Plan
 from stratagem.tools.executor import Execution, Report, Skipped
 from stratagem.tools.fair import FairPermits
+from stratagem.tools.schema_tool import schema_tool
 from stratagem.tools.tool import Failed, Value, toolbox
 
 
@@ -400,8 +401,7 @@ def test_no_permit_is_refused() -> None:
 
 def test_secrets_are_nowhere_to_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A key of the environment in a result and in an error, and a secret argument: not in the answer, the trace,
-    what
-    the model reads, or the store."""
+    what the model reads, or the store."""
     monkeypatch.setenv("SHOP_KEY", "sk-1234567")
     read: list[str] = []
 
@@ -438,6 +438,87 @@ def test_secrets_are_nowhere_to_be_read(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "sk-1234567" not in events + read[-1] + answer.model_dump_json()
     assert "hunter2" not in events
     assert b"sk-1234567" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+class Login(BaseModel):
+    user: str
+    password: SecretStr
+
+
+def _long_enough(value: SecretStr) -> SecretStr:
+    raise ValueError(f"{value.get_secret_value()} is too short")
+
+
+def test_a_secret_in_any_shape_is_masked() -> None:
+    """One that another holds, one inside a type, one with signs that the notation escapes, and one where a trace
+    cuts."""
+
+    cut = "s3cret" * 200
+
+    @sg.tool(effect="read_only", secrets=("key", "key-long", 'q"\n', cut))
+    async def enter(login: Login | None, pin: SecretStr | None, note: str) -> str:
+        """Enter."""
+        known = login and login.password.get_secret_value()
+        if note == "fail":
+            raise ValueError(f"no {known} {pin and pin.get_secret_value()}")
+        return f"{known} {note}"
+
+    assert enter.hidden == {"login", "pin"}
+    assert "secrets" not in repr(enter)
+    login = {"user": "ann", "password": "hunter2"}
+
+    async def main() -> None:
+        assert await enter(login=login, pin=None, note="key-long key") == Value("*** *** ***")
+        failed = await enter(login=login, pin="0042", note="fail")
+        assert isinstance(failed, Failed)
+        assert failed.message == "enter: ValueError: no *** ***"
+        assert "hunter2" in str(failed.error)  # for whoever debugs, but not where it is printed
+        assert "hunter2" not in repr(failed)
+        trace = sg.Trace()
+        tools = toolbox(enter)
+        calls = [
+            {"id": str(i), "tool": "enter", "arguments": {"login": login, "pin": None, "note": note}}
+            for i, note in enumerate(('a q"\n', "x" * 940 + cut))
+        ]
+        await Execution(tools, conduct=Conduct(trace=trace)).run(Plan.parse(calls, tools))
+        told = [event.call for event in trace.of(ToolFinished)]
+        assert told == [f'enter("***", "***", "{note}***")' for note in ("a ", "x" * 940)]
+
+    run(main())
+
+
+def test_arguments_that_do_not_fit_are_told_without_secrets() -> None:
+    @sg.tool
+    async def enter(password: Annotated[SecretStr, AfterValidator(_long_enough)]) -> None:
+        """Enter."""
+
+    async def anything(**arguments: Any) -> None:
+        """Nothing."""
+
+    schema = {"properties": {"password": {"type": "string", "minLength": 9, "writeOnly": True}}}
+    for each in (enter, schema_tool("enter", "Enter.", schema, anything)):
+        failed = run(each(password="hunter2"))
+        assert isinstance(failed, Failed)
+        assert (failed.why, "***" in failed.message, "hunter2" in failed.message) == (
+            "arguments",
+            True,
+            False,
+        )
+
+
+def test_the_trace_tells_what_a_call_cost() -> None:
+    async def main() -> None:
+        @sg.tool(effect="read_only", cost=0.5, retries=2)
+        async def flaky() -> int:
+            """Fails."""
+            raise ValueError("no")
+
+        trace, tools = sg.Trace(), toolbox(flaky)
+        plan = Plan.parse([{"id": "a", "tool": "flaky", "arguments": {}, "retries": 2}], tools)
+        report = await Execution(tools, conduct=Conduct(trace=trace)).run(plan)
+        assert [event.cost for event in trace.of(ToolFinished)] == [1.5] == [report.cost]
+
+    run(main())
 
 
 def test_a_tool_without_its_key_is_an_error_where_it_is_defined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,7 @@ class ToolFinished(Event):
     seconds: float
     replayed: bool = False  # found where an earlier sitting kept it
     error: str = ""  # why there is no result; "cancelled" where it was
+    cost: float = 0.0  # money, of all attempts
 
 
 @dataclass(frozen=True, slots=True)
