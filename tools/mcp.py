@@ -2,7 +2,8 @@
 
 Through the official library (``pip install 'stratagem[mcp]'``); see https://modelcontextprotocol.io. A server's
 hints say what a second call does: ``readOnlyHint`` is ``read_only``, ``idempotentHint`` is ``idempotent``, else
-``destructive``. A server that dies, hangs or talks nonsense is a failed call, and never a hang.
+``destructive``. A server that dies, hangs or talks nonsense is a failed call, and never a hang; the next call
+starts it or connects to it again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stratagem.core.errors import ConfigurationError, MissingExtraError
+from stratagem.core.errors import ConfigurationError, MissingExtraError, root_cause
 from stratagem.tools.schema_tool import schema_tool
 from stratagem.tools.tool import Effect, Failed, Tool, toolbox
 
@@ -63,27 +64,57 @@ async def mcp_tools(
         raise ConfigurationError(
             f"{server!r} is no URL of an MCP server.", remedy="Give a URL, or a command as a list."
         )
-    connection = _Connection(Client(where))
-    holding = asyncio.create_task(connection.hold())
+    connected = _Server(lambda: Client(where))
     try:
         try:
             async with asyncio.timeout(connect_timeout):
-                await asyncio.shield(connection.ready)
-                listed = await connection.call(_listed)
+                listed = await connected.call(_listed)
         except TimeoutError as error:
             raise ConfigurationError(
                 f"The MCP server {_shown(server)} did not answer within {connect_timeout:g} s."
             ) from error
         except Exception as error:  # what the library raises for it is not one tree
             raise ConfigurationError(
-                f"The MCP server {_shown(server)} cannot be used: {_cause(error)}."
+                f"The MCP server {_shown(server)} cannot be used: {_cause(root_cause(error))}."
             ) from error
-        yield [_of(connection, each, timeout, secrets) for each in listed]
+        yield [_of(connected, each, timeout, secrets) for each in listed]
     finally:
-        connection.leave.set()
-        if not connection.ready.done() or connection.ready.exception() is not None:
-            holding.cancel()
-        await asyncio.wait({holding})
+        await connected.leave()
+
+
+class _Server:
+    """What calls go to: a connection, and another one after it has broken."""
+
+    def __init__(self, client: Callable[[], Client]) -> None:
+        self._client = client
+        self._connection: _Connection | None = None
+        self._opening = asyncio.Lock()
+        self._left = False
+
+    async def call(self, use: Callable[[Client], Awaitable[T]]) -> T:
+        """Use a client. Cancelling this cancels the request on the server.
+
+        A call during which the connection breaks is not made again: the server may have done it.
+
+        Raises:
+            ConnectionError: the server is gone, or the block has ended.
+        """
+        async with self._opening:
+            if self._connection is not None and self._connection.broken:
+                await self._connection.close()
+                self._connection = None
+            if self._left:
+                raise ConnectionError("the block of mcp_tools has ended")
+            if self._connection is None:
+                self._connection = _Connection(self._client())
+            connection = self._connection
+        return await connection.call(use)
+
+    async def leave(self) -> None:
+        """Close the connection for good, which ends a server that it has started."""
+        self._left = True
+        if self._connection is not None:
+            await self._connection.close()
 
 
 class _Connection:
@@ -91,40 +122,51 @@ class _Connection:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.leave = asyncio.Event()
-        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._leave = asyncio.Event()
+        self.broken = False
+        self._holding = asyncio.create_task(self._hold())
 
-    async def hold(self) -> None:
+    async def _hold(self) -> None:
         """Keep the connection until told to leave, or until it breaks."""
         try:
             async with self._client:
-                self.ready.set_result(None)
-                await self.leave.wait()
+                self._ready.set_result(None)
+                await self._leave.wait()
         except Exception as error:
-            if not self.ready.done():
-                self.ready.set_exception(error)
+            if not self._ready.done():
+                self._ready.set_exception(root_cause(error))
+                self._ready.exception()  # whoever waited for it may have been cancelled
         finally:
-            if not self.ready.done():
-                self.ready.cancel()
-            self._gone.set_result(None)
+            self.broken = True
 
     async def call(self, use: Callable[[Client], Awaitable[T]]) -> T:
-        """Use the client. Cancelling this cancels the request on the server.
+        """Use the client, once it is connected.
 
         Raises:
             ConnectionError: the server is gone.
         """
+        await asyncio.shield(self._ready)
         using = asyncio.ensure_future(use(self._client))
         try:
-            either: set[asyncio.Future[Any]] = {using, self._gone}
+            either: set[asyncio.Future[Any]] = {using, self._holding}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not using.done():
                 raise ConnectionError("the server is gone")
             return using.result()
+        except Exception as error:
+            self.broken = self.broken or _closed(error)
+            raise
         finally:
             using.cancel()
             await asyncio.wait({using})
+
+    async def close(self) -> None:
+        """End it, whether it is connected or not yet."""
+        self._leave.set()
+        if not self._ready.done():
+            self._holding.cancel()
+        await asyncio.wait({self._holding})
 
 
 def mcp_server(tools: Iterable[Tool], *, name: str = "stratagem") -> Server[Any]:
@@ -233,9 +275,9 @@ class _ToolError(Exception):
     """A server says that a call has failed."""
 
 
-def _of(connection: _Connection, told: types.Tool, timeout: float, secrets: Sequence[str]) -> Tool:
+def _of(server: _Server, told: types.Tool, timeout: float, secrets: Sequence[str]) -> Tool:
     async def function(**arguments: Any) -> Any:
-        result = await connection.call(lambda client: client.call_tool(told.name, arguments))
+        result = await server.call(lambda client: client.call_tool(told.name, arguments))
         texts = [part.text for part in result.content if part.type == "text"]
         if result.is_error:
             raise _ToolError(" ".join(texts) or "no reason given")
@@ -262,11 +304,20 @@ def _effect(told: types.Tool) -> Effect:
     return "idempotent" if hints is not None and hints.idempotent_hint else "destructive"
 
 
+def _closed(error: Exception) -> bool:
+    """Whether the library says that the connection is closed; servers use its code for errors of their own."""
+    from mcp import MCPError
+    from mcp.types import CONNECTION_CLOSED
+
+    return isinstance(error, MCPError) and (error.code, error.message) == (
+        CONNECTION_CLOSED,
+        "Connection closed",
+    )
+
+
 def _shown(server: str | Sequence[str]) -> str:
     return server if isinstance(server, str) else repr(server[0])
 
 
 def _cause(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
     return f"{type(error).__name__}: {error}".rstrip(".: ")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import stratagem as sg
 from stratagem.tools.mcp import serve_mcp
@@ -45,15 +47,45 @@ async def die() -> None:
     os.kill(os.getpid(), 9)
 
 
+def raw(kind: str) -> None:
+    """Speaks the protocol by hand, and answers calls badly."""
+    texts = {"noise": "fine", "huge": "x" * 3_000_000}
+    for line in sys.stdin:
+        asked = json.loads(line)
+        told: dict[str, Any] = {"error": {"code": -32601, "message": "not known"}}
+        if asked["method"] == "initialize":
+            version = asked["params"]["protocolVersion"]
+            server = {"name": "raw", "version": "1"}
+            told = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": server}
+            told = {"result": told}
+        elif asked["method"] == "tools/list":
+            told = {"result": {"tools": [{"name": "t", "inputSchema": {"type": "object"}}]}}
+        elif asked["method"] == "tools/call":
+            if kind == "deaf":
+                return
+            if kind == "noise":
+                print("starting ...", flush=True)
+            content: Any = [{"type": "text", "text": texts.get(kind, "")}]
+            told = {"result": {"content": 17 if kind == "malformed" else content}}
+            if kind == "refusal":
+                told = {"error": {"code": -32000, "message": "no way"}}
+        if "id" in asked:
+            text = json.dumps({"jsonrpc": "2.0", "id": asked["id"], **told})
+            half = kind == "half" and asked["method"] == "tools/call"
+            print(text[:20] if half else text, end="" if half else "\n", flush=True)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "garbage":
         while sys.stdin.readline():
             print("this is no JSON", flush=True)
     elif sys.argv[1] == "silent":
         sys.stdin.read()
+    elif sys.argv[1] == "raw":
+        raw(sys.argv[2])
     elif sys.argv[1] == "gone":
         sys.exit(3)
     else:
-        port = None if sys.argv[1] == "stdio" else 0
+        port = None if sys.argv[1] == "stdio" else int(*sys.argv[2:])
         tools = [add, record, fail, hang, die]
         asyncio.run(serve_mcp(tools, port=port, started=lambda url: print(url, flush=True)))

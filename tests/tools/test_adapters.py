@@ -140,22 +140,28 @@ def test_arguments_are_checked_by_all_of_a_schema_but_nothing_is_fetched() -> No
 
 
 @asynccontextmanager
-async def over(transport: str) -> AsyncIterator[dict[str, Tool]]:
+async def over(transport: str, limit: float = 20.0) -> AsyncIterator[dict[str, Tool]]:
     """The tools of the child, over stdio or HTTP."""
     if transport == "stdio":
-        async with mcp_tools([*CHILD, "stdio"], timeout=20.0) as tools:
+        async with mcp_tools([*CHILD, "stdio"], timeout=limit) as tools:
             yield {each.name: each for each in tools}
         return
     child = await asyncio.create_subprocess_exec(*CHILD, "http", stdout=asyncio.subprocess.PIPE)
     try:
         assert child.stdout is not None
         url = (await child.stdout.readline()).decode().strip()
-        async with mcp_tools(url, timeout=20.0) as tools:
+        async with mcp_tools(url, timeout=limit) as tools:
             yield {each.name: each for each in tools}
     finally:
         if child.returncode is None:
             child.kill()
         await child.wait()
+
+
+async def until(note: Path, text: str) -> None:
+    async with asyncio.timeout(20):
+        while not note.exists() or note.read_text() != text:  # noqa: ASYNC110, ASYNC240 - another process writes it
+            await asyncio.sleep(0.05)
 
 
 @pytest.fixture(params=["stdio", "http"])
@@ -196,33 +202,113 @@ def test_an_agent_calls_tools_of_a_server() -> None:
     assert [call.result for call in answer.calls] == [{"below": [0, 1, 2]}, 7]
 
 
-def test_a_server_that_dies_is_a_failed_call(transport: str) -> None:
-    async def main() -> list[Value | Failed]:
-        async with over(transport) as tools:
-            first = await tools["die"]()
-            return [first, await tools["add"](a=1)]
+def test_a_server_that_dies_fails_all_calls_that_it_has(transport: str, tmp_path: Path) -> None:
+    """At once, not when their time is up; a server that we have started is started again by the next call."""
 
-    for outcome in asyncio.run(asyncio.wait_for(main(), 60)):
-        assert isinstance(outcome, Failed)
-        assert outcome.why in ("error", "timeout")
+    async def main() -> None:
+        async with over(transport) as tools:
+            notes = [tmp_path / str(i) for i in range(3)]
+            calls = [asyncio.ensure_future(tools["hang"](note=str(note))) for note in notes]
+            for note in notes:
+                await until(note, "begun")
+            for outcome in [await tools["die"](), *await asyncio.gather(*calls)]:
+                assert isinstance(outcome, Failed)
+                assert outcome.why == "error"
+            after = await tools["add"](a=1)
+            assert after == Value(2) if transport == "stdio" else isinstance(after, Failed)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_server_that_is_back_is_used_again() -> None:
+    async def child(port: str) -> tuple[asyncio.subprocess.Process, str]:
+        made = await asyncio.create_subprocess_exec(*CHILD, "http", port, stdout=asyncio.subprocess.PIPE)
+        assert made.stdout is not None
+        return made, (await made.stdout.readline()).decode().strip()
+
+    async def main() -> None:
+        first, url = await child("0")
+        async with mcp_tools(url) as listed:
+            tools = {each.name: each for each in listed}
+            first.kill()
+            await first.wait()
+            assert isinstance(await tools["add"](a=1), Failed)
+            second, _ = await child(url.rpartition(":")[2].partition("/")[0])
+            assert await tools["add"](a=1) == Value(2)
+            second.kill()
+            await second.wait()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_call_that_takes_too_long_is_cancelled_on_the_server(transport: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with over(transport, limit=2.0) as tools:
+            outcome = await tools["hang"](note=str(tmp_path / "note"))
+            assert isinstance(outcome, Failed)
+            assert outcome.why == "timeout"
+            await until(tmp_path / "note", "cancelled")
+            assert await tools["add"](a=1) == Value(2)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.mark.parametrize(
+    ("kind", "why", "words"),
+    [
+        ("noise", None, ""),
+        ("malformed", "error", "ValidationError"),
+        ("refusal", "error", "no way"),
+        ("half", "timeout", "longer than 1 s"),
+        ("deaf", "error", "Connection closed"),
+        ("huge", "too_large", "3000002 bytes"),
+    ],
+)
+def test_a_server_that_answers_badly_is_a_failed_call(kind: str, why: str | None, words: str) -> None:
+    async def main() -> Value | Failed:
+        async with mcp_tools([*CHILD, "raw", kind], timeout=1.0) as [tool]:
+            return await tool()
+
+    outcome = asyncio.run(asyncio.wait_for(main(), 60))
+    if isinstance(outcome, Value):
+        assert (why, outcome.data) == (None, "fine")
+    else:
+        assert (outcome.why, words in outcome.message) == (why, True), outcome
+
+
+def test_after_its_block_a_tool_starts_no_server() -> None:
+    async def main() -> Value | Failed:
+        async with over("stdio") as tools:
+            pass
+        return await tools["add"](a=1)
+
+    outcome = asyncio.run(main())
+    assert isinstance(outcome, Failed)
+    assert "block of mcp_tools has ended" in outcome.message
+
+
+def test_secrets_of_a_servers_tools_are_masked() -> None:
+    async def main() -> list[Value | Failed]:
+        async with mcp_tools([*CHILD, "stdio"], secrets=["hunter2"]) as listed:
+            tools = {each.name: each for each in listed}
+            return [await tools["fail"](why="401 for hunter2")]
+
+    [outcome] = asyncio.run(main())
+    assert isinstance(outcome, Failed)
+    assert outcome.message.endswith("401 for ***")
 
 
 def test_cancelling_a_call_reaches_the_server(transport: str, tmp_path: Path) -> None:
     note = tmp_path / "note"
 
-    async def until(text: str) -> None:
-        async with asyncio.timeout(20):
-            while not note.exists() or note.read_text() != text:  # noqa: ASYNC110 - another process writes it
-                await asyncio.sleep(0.05)
-
     async def main() -> None:
         async with over(transport) as tools:
             call = asyncio.ensure_future(tools["hang"](note=str(note)))
-            await until("begun")
+            await until(note, "begun")
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            await until("cancelled")
+            await until(note, "cancelled")
             assert await tools["add"](a=1) == Value(2)  # the connection lives
 
     asyncio.run(main())
