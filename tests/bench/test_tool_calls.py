@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -213,6 +214,23 @@ def test_damage_by_hand() -> None:
     assert nested_scores(wrong, PLAN) == NestedScores(2 / 3, 4 / 5, 2 / 3, 0.0)
 
 
+def test_the_order_of_calls_that_do_not_need_each_other_costs_no_parameters() -> None:
+    first, second, last = (
+        NestedCall("rate", {"of": "EUR"}, "x"),
+        NestedCall("fee", {}, "y"),
+        NestedCall("send", {"a": "$x$", "b": "$y.part$"}),
+    )
+    gold = [first, second, last]
+    assert nested_scores([second, first, last], gold) == NestedScores(1.0, 1.0, 1 / 3, 0.0)
+    crossed = NestedCall("send", {"a": "$y$", "b": "$x.part$"})
+    assert nested_scores([first, second, crossed], gold) == NestedScores(1.0, 1 / 3, 2 / 3, 0.0)
+    assert nested_scores([second, last], gold) == NestedScores(
+        4 / 5, 2 * 1 / (2 + 3), 0.0, 0.0
+    )  # "$x$" is nothing
+    renamed = [NestedCall("rates", {"of": "EUR"}, "x"), second, last]  # still what the last one takes
+    assert nested_scores(renamed, gold) == NestedScores(2 / 3, 2 / 3, 2 / 3, 0.0)
+
+
 def plan(row: dict[str, Any]) -> list[NestedCall]:
     return [NestedCall(c["name"], c["arguments"], c.get("label", "")) for c in row["output"]]
 
@@ -223,6 +241,11 @@ def test_gold_of_nestful_is_perfect_and_damaged_gold_is_not() -> None:
         calls = plan(row)
         n, k = len(calls), sum(len(c.arguments) for c in calls)
         assert nested_scores(copy.deepcopy(calls), calls) == PERFECT
+        for i, (one, other) in enumerate(itertools.pairwise(calls)):
+            needed = f"${one.label}" in json.dumps(other.arguments)
+            if one.name != other.name and other.label and not needed:
+                swapped = nested_scores([*calls[:i], other, one, *calls[i + 2 :]], calls)
+                assert swapped == NestedScores(1.0, 1.0, pytest.approx((n - 2) / n), 0.0)
         lost = nested_scores(calls[:-1], calls)
         assert lost.functions == pytest.approx(2 * (n - 1) / (2 * n - 1))
         assert (lost.partial, lost.full) == (pytest.approx((n - 1) / n), 0.0)

@@ -8,9 +8,10 @@ with one gold plan.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -156,10 +157,11 @@ class NestedScores:
 def nested_scores(written: Sequence[NestedCall], gold: Sequence[NestedCall]) -> NestedScores:
     """NESTFUL's scores of one plan.
 
-    Labels are compared by the position of the call that they stand for, so that it does not matter what a plan
-    calls them; a reference to no earlier call stays as it is written.
+    Labels are compared by the gold call that they stand for, so that neither what a plan calls them nor the order
+    of calls that do not need each other costs parameters: a call stands for the first gold call left of its name;
+    the others stand for those left then, in order. A reference to no earlier call stays as it is written.
     """
-    ours, theirs = _canonical(written), _canonical(gold)
+    ours, theirs = _canonical(written, _standing(written, gold)), _canonical(gold, range(len(gold)))
     same = sum(a == b for a, b in zip(ours, theirs, strict=False))
     longer = max(len(ours), len(theirs))
     return NestedScores(
@@ -173,11 +175,24 @@ def nested_scores(written: Sequence[NestedCall], gold: Sequence[NestedCall]) -> 
     )
 
 
-def _canonical(plan: Sequence[NestedCall]) -> list[tuple[str, frozenset[tuple[str, str]]]]:
-    positions: dict[str, int] = {}
+def _standing(written: Sequence[NestedCall], gold: Sequence[NestedCall]) -> list[int]:
+    """For each written call the index of the gold call that it stands for; further ones for those beyond."""
+    named: defaultdict[str, deque[int]] = defaultdict(deque)
+    for index, call in enumerate(gold):
+        named[call.name].append(index)
+    found = [named[call.name].popleft() if named[call.name] else None for call in written]
+    left = itertools.chain(sorted(itertools.chain(*named.values())), itertools.count(len(gold)))
+    return [next(left) if index is None else index for index in found]
+
+
+def _canonical(
+    plan: Sequence[NestedCall], standing: Sequence[int]
+) -> list[tuple[str, frozenset[tuple[str, str]]]]:
+    """Names and arguments, with references by the numbers in ``standing``."""
+    numbers: dict[str, int] = {}
     found: list[tuple[str, frozenset[tuple[str, str]]]] = []
-    for position, call in enumerate(plan):
-        known = dict(positions)
+    for number, call in zip(standing, plan, strict=True):
+        known = dict(numbers)
 
         def renamed(match: re.Match[str], known: Mapping[str, int] = known) -> str:
             label = match[1]
@@ -189,7 +204,7 @@ def _canonical(plan: Sequence[NestedCall]) -> list[tuple[str, frozenset[tuple[st
         }
         found.append((call.name, frozenset(parts)))
         if call.label:
-            positions[call.label] = position
+            numbers[call.label] = number
     return found
 
 
