@@ -245,7 +245,7 @@ def test_gold_of_nestful_is_perfect_and_damaged_gold_is_not() -> None:
             needed = f"${one.label}" in json.dumps(other.arguments)
             if one.name != other.name and other.label and not needed:
                 swapped = nested_scores([*calls[:i], other, one, *calls[i + 2 :]], calls)
-                assert swapped == NestedScores(1.0, 1.0, pytest.approx((n - 2) / n), 0.0)
+                assert swapped == NestedScores(1.0, 1.0, (n - 2) / n, 0.0)
         lost = nested_scores(calls[:-1], calls)
         assert lost.functions == pytest.approx(2 * (n - 1) / (2 * n - 1))
         assert (lost.partial, lost.full) == (pytest.approx((n - 1) / n), 0.0)
