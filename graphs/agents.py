@@ -145,7 +145,8 @@ class _Nodes:
         return "__end__" if state.get("answer") else "execute"
 
     def after_aggregate(self, state: AgentState) -> Literal["divide", "conclude"]:
-        return "divide" if len(state.get("rounds", ())) < self.strategy.rounds else "conclude"
+        rounds = _rounds(state)
+        return "divide" if self.strategy.goes_on(rounds) else "conclude"
 
 
 def agent_graph(

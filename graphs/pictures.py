@@ -23,11 +23,13 @@ def picture(graph: Drawable, path: str | Path | None = None) -> str:
         path: a ``.png``, ``.svg`` or ``.pdf`` to draw (needs the extra ``bench``), or a ``.mmd`` for the text.
 
     Raises:
-        ConfigurationError: the file name ends in something else.
+        ConfigurationError: the file name ends in something else, or there is nothing to draw.
         MissingExtraError: matplotlib is not installed.
         StoreError: the file cannot be written.
     """
     diagram = diagram_of(graph)
+    if not diagram.cards:
+        raise ConfigurationError("There is nothing to draw: no node, no call.")
     text = _mermaid(diagram)
     if path is not None:
         path = Path(path)

@@ -76,7 +76,12 @@ class Agent(Strategy):
     names_calls: ClassVar[bool] = True  # a call has a name by which others take its result
 
     system: str = parameter("", "Stands before the list of tools.", min_length=1)
-    rounds: int = parameter(8, "Most turns with calls; then it has to answer.", ge=1, search=(2, 12))
+    rounds: int = parameter(
+        8,
+        "Most turns with calls; then it has to answer, as it has after a turn that told nothing new.",
+        ge=1,
+        search=(2, 12),
+    )
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = parameter(
         0.0, "Sampling temperature; none: the model's own default.", search=(0.0, 1.0)
     )
@@ -238,11 +243,20 @@ class Agent(Strategy):
         constraint = Constraint("regex", pattern) if self.constrained and can else None
         return Sampling(self.temperature, max_tokens=self.max_tokens, constraint=constraint)
 
+    def goes_on(self, rounds: Sequence[Round]) -> bool:
+        """Whether another turn with calls may follow: not after the last, nor where all that a turn found out was
+        known before, since a model that goes round in a circle goes on doing so."""
+        if not rounds:
+            return True
+        seen = {(call.call, call.told()) for each in rounds[:-1] for call in each.calls}
+        news = any((call.call, call.told()) not in seen for call in rounds[-1].calls)
+        return len(rounds) < self.rounds and news
+
     # -- what comes of it ----------------------------------------------------------------------------------
 
     async def __call__(self, task: Task, run: Run) -> Answer:
         done: list[Round] = []
-        while len(done) < self.rounds:
+        while self.goes_on(done):
             turn = await self.turn(task, run, done)
             if not turn.calls:
                 return run.propose(answer(task, done, turn.said))

@@ -182,12 +182,29 @@ def test_names_of_earlier_rounds_can_be_taken_and_words_around_calls_do_not_matt
 
 def test_a_model_that_never_answers_has_to_after_its_rounds() -> None:
     def reply(talk: Messages) -> str:
-        return "The answer is 3." if ANSWER_NOW in talk[-1].content else 'a = price("pen")'
+        turn = sum(m.role == "assistant" for m in talk)
+        return "The answer is 3." if ANSWER_NOW in talk[-1].content else f'a = price("pen", {turn})'
 
     answer, trace = solve(DivideThenAggregate(rounds=3), says(reply))
     assert answer.value == "3"
     assert len(trace.of(CompletionArrived)) == 4
     assert len(answer.calls) == 3
+
+
+def test_a_model_that_goes_round_in_a_circle_has_to_answer() -> None:
+    """A failed call may be tried again; a turn that told nothing new is the last."""
+
+    def reply(talk: Messages) -> str:
+        turn = sum(m.role == "assistant" for m in talk)
+        said = 'a = price("lamp")' if turn == 0 else 'a = price("pen")'
+        return "The answer is 3." if ANSWER_NOW in talk[-1].content else said
+
+    world = World()
+    world.broken = 1  # the lamp
+    answer, trace = solve(DivideThenAggregate(), says(reply), world)
+    assert answer.value == "3"
+    assert [c.ok for c in answer.calls] == [False, True, True]
+    assert len(trace.of(CompletionArrived)) == 4
 
 
 def test_one_call_a_round_is_sequential_calling() -> None:
@@ -233,7 +250,7 @@ def test_old_results_are_shortened_first() -> None:
     def reply(talk: Messages) -> str:
         seen.append(talk)
         turn = sum(m.role == "assistant" for m in talk)
-        return "The answer is 1." if turn == 3 else f"t{turn} = text(500)"
+        return "The answer is 1." if turn == 3 else f"t{turn} = text({500 + turn})"
 
     toy = ToyModel(says(reply))
     strategy = DivideThenAggregate(result_limit=400, context_limit=700)
