@@ -1,14 +1,14 @@
 """Runs in the child process: gives up all rights, then runs one program. Only the standard library, and no package.
 
-    python -I -S -E -B _confined.py < {"program": ..., "inputs": ..., "memory": ..., "cpu": ..., "result": ...}
+    python -I -S -B _confined.py < {"program", "inputs", "memory", "cpu", "result", "threads", "parent"}
 
 What the program prints goes to fd 1; the one line about how it ended goes to fd 2. In order: the kernel kills this
 process when its parent dies; limits of the process; no capabilities; Landlock, which leaves the Python
-installation to be read and nothing else of the file system; a seccomp filter, which refuses system calls that make
-processes, sockets or shared memory, signal or trace others, or change what files are (Landlock does not cover
-modes, owners and times).
+installation and the libraries that it links to be read, and nothing else of the file system; a seccomp filter,
+which lets only the system calls pass that computing needs.
 """
 
+import ast
 import ctypes
 import json
 import os
@@ -18,49 +18,58 @@ import signal
 import struct
 import sys
 import sysconfig
+import traceback
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
-READ_FILE, READ_DIR, EXECUTE = 1 << 2, 1 << 3, 1 << 0
-# Bits of the rights to the file system that each version of Landlock knows.
+READ_FILE, READ_DIR = 1 << 2, 1 << 3
+# How many rights to files each version of Landlock knows; later ones know 16.
 FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+# System calls that pass, by (x86_64, aarch64); None where the architecture has none. All of them work on memory,
+# on clocks, on what is already open, or on this process alone; stat is among them, since imports need it.
+ALLOWED: dict[str, tuple[int | None, int | None]] = {
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "lseek": (8, 62), "mmap": (9, 222),
+    "mprotect": (10, 226), "munmap": (11, 215), "mremap": (25, 216), "brk": (12, 214), "madvise": (28, 233),
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
+    "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133),
+    "sigaltstack": (131, 132), "pread64": (17, 67), "readv": (19, 65), "writev": (20, 66), "dup": (32, 23),
+    "dup2": (33, None), "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59), "eventfd2": (290, 19),
+    "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72),
+    "epoll_create": (213, None), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
+    "epoll_wait": (232, None), "epoll_pwait": (281, 22), "recvfrom": (45, 207), "sendto": (44, 206),
+    "shutdown": (48, 210), "getsockname": (51, 204), "getpeername": (52, 205), "getsockopt": (55, 209),
+    "sched_yield": (24, 124), "nanosleep": (35, 101), "clock_nanosleep": (230, 115),
+    "clock_gettime": (228, 113), "clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None),
+    "times": (100, 153), "alarm": (37, None), "getitimer": (36, 102), "setitimer": (38, 103),
+    "getpid": (39, 172), "getppid": (110, 173), "gettid": (186, 178), "getuid": (102, 174),
+    "geteuid": (107, 175), "getresuid": (118, 148), "getgid": (104, 176), "getegid": (108, 177),
+    "getresgid": (120, 150), "getgroups": (115, 158), "uname": (63, 160), "sysinfo": (99, 179),
+    "getrlimit": (97, 163), "getrusage": (98, 165), "getcwd": (79, 17), "getcpu": (309, 168),
+    "sched_getaffinity": (204, 123), "arch_prctl": (158, None), "futex": (202, 98),
+    "set_tid_address": (218, 96), "set_robust_list": (273, 99), "rseq": (334, 293), "membarrier": (324, 283),
+    "restart_syscall": (219, 128), "getrandom": (318, 278), "exit": (60, 93), "exit_group": (231, 94),
+    "stat": (4, None), "lstat": (6, None), "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None),
+    "faccessat": (269, 48), "faccessat2": (439, 439), "getdents64": (217, 61),
+}  # fmt: skip
+# Those that pass with these values of an argument only: {argument: values}.
+CHECKED: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
+    # fcntl: F_DUPFD, F_[GS]ETFD, F_[GS]ETFL, F_DUPFD_CLOEXEC; F_SETOWN could send signals to others
+    (72, 25): {1: (0, 1, 2, 3, 4, 1030)},
+    (16, 29): {1: (0x5401, 0x5421, 0x5450, 0x5451)},  # ioctl: TCGETS (isatty), FIONBIO, FIONCLEX, FIOCLEX
+    # socketpair: AF_UNIX streams, for asyncio's loop; a datagram socket could send to an address
+    (53, 199): {0: (1,), 1: (1, 0x801, 0x80001, 0x80801)},
+    (302, 261): {0: (0,)},  # prlimit64: of this process
+}
+OPEN, OPENAT, CLONE = (2, None), (257, 56), (56, 220)
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CLONE_THREAD = 0x10000
+FIRST_NEW = 424  # later calls get ENOSYS, for which libc has a fallback (clone3's flags cannot be looked at)
 EPERM, ENOSYS = 1, 38
 
-# name: (x86_64, aarch64); None where the architecture has none.
-REFUSED = {
-    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
-    "socket": (41, 198), "socketpair": (53, 199), "bind": (49, 200), "connect": (42, 203), "listen": (50, 201),
-    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434),
-    "pidfd_getfd": (438, 438), "ptrace": (101, 117), "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271), "process_madvise": (440, 440), "kcmp": (312, 272), "prctl": (157, 167),
-    "setsid": (112, 157), "setpgid": (109, 154), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40),
-    "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "move_mount": (429, 429),
-    "open_tree": (428, 428), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
-    "mount_setattr": (442, 442), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
-    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225),
-    "acct": (163, 89), "quotactl": (179, 60), "settimeofday": (164, 170), "clock_settime": (227, 112),
-    "adjtimex": (159, 171), "clock_adjtime": (305, 266), "sethostname": (170, 161), "setdomainname": (171, 162),
-    "syslog": (103, 116), "iopl": (172, None), "ioperm": (173, None), "personality": (135, 92),
-    "shmget": (29, 194), "shmat": (30, 196), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
-    "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "fanotify_init": (300, 262),
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
-    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None),
-    "utimes": (235, None), "utimensat": (280, 88), "futimesat": (261, None), "setxattr": (188, 5),
-    "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
-    "fremovexattr": (199, 16), "setxattrat": (463, 463), "removexattrat": (466, 466), "setpriority": (141, 140),
-    "ioprio_set": (251, 30), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
-    "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "migrate_pages": (256, 238),
-    "move_pages": (279, 239), "set_mempolicy_home_node": (450, 450), "setuid": (105, 146), "setgid": (106, 144),
-    "setresuid": (117, 147), "setresgid": (119, 149), "setgroups": (116, 159), "capset": (126, 91),
-    "memfd_secret": (447, 447), "inotify_init1": (294, 26), "vhangup": (153, 58), "lookup_dcookie": (212, 18),
-}  # fmt: skip
-CLONE, CLONE3, PRLIMIT = (56, 220), (435, 435), (302, 261)
-AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+Instruction = tuple[int, int, int, int]
 
 
 def need(result: int, what: str) -> int:
@@ -70,11 +79,11 @@ def need(result: int, what: str) -> int:
 
 
 def limit(memory: int, cpu: int) -> None:
-    for name, value in (
-        ("RLIMIT_AS", memory), ("RLIMIT_CPU", cpu), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0), ("RLIMIT_NOFILE", 64),
-        ("RLIMIT_MSGQUEUE", 0), ("RLIMIT_MEMLOCK", 0),
+    for name, soft, hard in (
+        ("AS", memory, memory), ("CPU", cpu, cpu + 1), ("FSIZE", 0, 0), ("CORE", 0, 0), ("NOFILE", 64, 64),
+        ("MSGQUEUE", 0, 0), ("MEMLOCK", 0, 0),
     ):  # fmt: skip
-        resource.setrlimit(getattr(resource, name, 0), (value, value)) if hasattr(resource, name) else None
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
 
 
 def drop_capabilities() -> None:
@@ -82,14 +91,23 @@ def drop_capabilities() -> None:
     need(LIBC.capset(header, struct.pack("6I", *[0] * 6)), "capset")
 
 
+def readable() -> set[str]:
+    """The standard library, time zones, and the folder of libc, where extension modules find what they link."""
+    with open("/proc/self/maps") as maps:
+        libc = {
+            os.path.dirname(line.split(maxsplit=5)[-1])
+            for line in maps
+            if "/libc.so." in line or "/libc-" in line
+        }
+    return {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), "/usr/share/zoneinfo"} | libc
+
+
 def confine_files() -> None:
     version = need(LIBC.syscall(LANDLOCK_CREATE, None, 0, 1), "Landlock is not there")
     every = (1 << FS_RIGHTS.get(version, 16)) - 1
-    ruleset = struct.pack("QQQ", every, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
-    size = 8 if version < 4 else 16 if version < 6 else 24
-    handle = need(LIBC.syscall(LANDLOCK_CREATE, ruleset, size, 0), "landlock_create_ruleset")
-    paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), "/usr/share/zoneinfo"}
-    for path in sorted(p for p in paths if p and os.path.isdir(p)):
+    ruleset = struct.pack("Q", every)
+    handle = need(LIBC.syscall(LANDLOCK_CREATE, ruleset, len(ruleset), 0), "landlock_create_ruleset")
+    for path in filter(os.path.isdir, readable()):
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rule = struct.pack("=Qi", READ_FILE | READ_DIR, opened)
         need(LIBC.syscall(LANDLOCK_ADD, handle, 1, rule, 0), "landlock_add_rule")
@@ -98,95 +116,111 @@ def confine_files() -> None:
     os.close(handle)
 
 
-def filter_calls() -> None:
+def filter_calls(threads: bool) -> None:
     machine = platform.machine()
     which = {"x86_64": 0, "aarch64": 1}[machine]
-    load, jump_eq, jump_ge, jump_set, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, kill = 0x7FFF0000, 0x80000000
-    errno = 0x00050000
-    code: list[tuple[int, int, int, int]] = [
-        (load, 0, 0, 4),  # the architecture
-        (jump_eq, 1, 0, AUDIT_ARCH[machine]),
-        (give, 0, 0, kill),
+    load, equal, at_least, any_bit = 0x20, 0x15, 0x35, 0x45
+    kill, allow = (6, 0, 0, 0x80000000), (6, 0, 0, 0x7FFF0000)
+    deny, unknown = (6, 0, 0, 0x00050000 | EPERM), (6, 0, 0, 0x00050000 | ENOSYS)
+    code: list[Instruction] = [
+        (load, 0, 0, 4), (equal, 1, 0, AUDIT_ARCH[machine]), kill,
         (load, 0, 0, 0),  # the number of the call
-    ]
-    if machine == "x86_64":
-        code += [(jump_ge, 0, 1, 0x40000000), (give, 0, 0, kill)]  # x32
-    for numbers in REFUSED.values():
-        number = numbers[which]
-        if number is not None:
-            code += [(jump_eq, 0, 1, number), (give, 0, 0, errno | EPERM)]
-    code += [
-        (jump_eq, 0, 1, CLONE3[which]), (give, 0, 0, errno | ENOSYS),  # its flags cannot be looked at
-        (jump_eq, 0, 4, CLONE[which]), (load, 0, 0, 16), (jump_set, 1, 0, CLONE_THREAD),
-        (give, 0, 0, errno | EPERM), (give, 0, 0, allow),
-        (jump_eq, 0, 4, PRLIMIT[which]), (load, 0, 0, 16), (jump_eq, 1, 0, 0),  # only its own
-        (give, 0, 0, errno | EPERM), (give, 0, 0, allow),
-        (give, 0, 0, allow),
     ]  # fmt: skip
+
+    def when(numbers: tuple[int | None, int | None], *body: Instruction) -> None:
+        if (number := numbers[which]) is not None:
+            code.extend([(equal, 0, len(body), number), *body])
+
+    def argument(index: int) -> Instruction:
+        return (load, 0, 0, 16 + 8 * index)  # its low half; none that is looked at has more
+
+    if machine == "x86_64":
+        code += [(at_least, 0, 1, 0x40000000), kill]  # x32
+    for numbers in ALLOWED.values():
+        when(numbers, allow)
+    for numbers, rules in CHECKED.items():
+        body: list[Instruction] = []
+        for index, values in rules.items():
+            jumps = [(equal, len(values) - i, 0, value) for i, value in enumerate(values)]
+            body += [argument(index), *jumps, deny]
+        when(numbers, *body, allow)
+    when(OPEN, argument(1), (any_bit, 0, 1, WRITING), deny, allow)
+    when(OPENAT, argument(2), (any_bit, 0, 1, WRITING), deny, allow)
+    if threads:
+        when(CLONE, argument(0), (any_bit, 0, 1, CLONE_THREAD), allow, deny)
+    code += [(at_least, 0, 1, FIRST_NEW), unknown, deny]
     packed = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
     program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(packed))
     need(LIBC.prctl(PR_SET_SECCOMP, 2, program, 0, 0), "seccomp")
 
 
-def run(program: str, names: dict[str, object], most: int) -> dict[str, object]:
-    import ast
+def said(error: BaseException) -> str:
+    """The error in words, which are the program's own: computing them may fail."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<program>"]
+    try:
+        words = f"{type(error).__name__}: {error}"[:2000]
+    except BaseException:
+        words = type(error).__name__
+    return words + (f" (line {lines[-1]})" if lines else "")
 
+
+def run(program: str, names: dict[str, object], most: int) -> dict[str, object]:
     try:
         tree = ast.parse(program, "<program>")
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        body = compile(tree, "<program>", "exec")
+        end = compile(ast.Expression(last.value), "<program>", "eval") if isinstance(last, ast.Expr) else None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return {"ended": "syntax", "error": f"{type(error).__name__}: {error}"}
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        return {"ended": "syntax", "error": said(error)}
+    value = None
     try:
-        exec(compile(tree, "<program>", "exec"), names)  # noqa: S102 - what this process is for
-        value = None
-        if isinstance(last, ast.Expr):
-            value = eval(compile(ast.Expression(last.value), "<program>", "eval"), names)  # noqa: S307
-    except MemoryError:
-        return {"ended": "memory", "error": "MemoryError"}
+        exec(body, names)  # noqa: S102 - what this process is for
+        if end is not None:
+            value = eval(end, names)  # noqa: S307
+    except MemoryError as error:
+        return {"ended": "memory", "error": said(error)}
     except PermissionError as error:
-        return {"ended": "refused", "error": f"PermissionError: {error}"[:2000]}
-    except BaseException as error:  # also SystemExit and KeyboardInterrupt
-        return {"ended": "exception", "error": f"{type(error).__name__}: {error}"[:2000]}
+        return {"ended": "refused", "error": said(error)}
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            return {"ended": "exception", "error": said(error)}
+    except BaseException as error:
+        return {"ended": "exception", "error": said(error)}
     try:
         text = json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        return {"ended": "result", "error": f"Its value is no JSON: {error}."}
+    except BaseException as error:  # its methods may be the program's own
+        return {"ended": "result", "error": f"Its value is no JSON: {said(error)}."}
     if len(text) > most:
         return {"ended": "result", "error": f"Its value has more than {most} bytes as JSON."}
-    return {"ended": "done", "value": value}
+    return {"ended": "done", "value": json.loads(text)}
 
 
 def main() -> None:
-    parent = os.getppid()
-    need(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
     asked = json.loads(sys.stdin.buffer.read())
-    if os.getppid() != parent:  # it died before the kernel was asked
-        os._exit(1)
     report = os.dup(2)
     os.dup2(1, 2)
-    import ast  # noqa: F401 - while files can still be read without asking
-
-    limit(asked["memory"], asked["cpu"])
-    need(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
-    drop_capabilities()
-    confine_files()
-    filter_calls()
+    try:
+        need(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+        if os.getppid() != asked["parent"]:  # it died before the kernel was asked
+            os._exit(1)
+        limit(asked["memory"], asked["cpu"])
+        need(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+        drop_capabilities()
+        confine_files()
+        filter_calls(asked["threads"])
+    except OSError as error:
+        os.write(report, f"{error}\n".encode())
+        os._exit(3)
     os.write(report, b"confined\n")
-    names: dict[str, object] = {"__name__": "__main__", **asked["inputs"]}
-    found = run(asked["program"], names, asked["result"])
+    found = run(asked["program"], {"__name__": "__main__", **asked["inputs"]}, asked["result"])
     try:
         sys.stdout.flush()
-        text = json.dumps(found)
-    except BaseException as error:
-        text = json.dumps({"ended": "exception", "error": type(error).__name__})
-    os.write(report, text.encode())
+    except BaseException as error:  # closed, or replaced by the program
+        found = {"ended": "exception", "error": said(error)}
+    with os.fdopen(report, "wb") as out:
+        out.write(json.dumps(found).encode())
     os._exit(0)  # not waiting for threads of the program
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OSError as error:
-        os.write(2, f"cannot confine: {error}\n".encode())
-        os._exit(3)
+    main()

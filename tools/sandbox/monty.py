@@ -115,10 +115,15 @@ class MontySandbox:
         return f"It took longer than {self._timeout:g} s."
 
     def _plain(self, value: Any) -> tuple[Any, str]:
+        """The value as JSON data. What it shares with itself is still shared here, so it may be endless as text."""
+        parts: list[str] = []
+        size = 0
         try:
-            text = json.dumps(value, allow_nan=False)
+            for part in json.JSONEncoder(allow_nan=False).iterencode(value):
+                size += len(part)
+                if size > self._output:
+                    return None, f"Its value has more than {self._output} bytes as JSON."
+                parts.append(part)
         except (TypeError, ValueError, RecursionError) as error:
             return None, f"Its value is no JSON: {error}."
-        if len(text.encode()) > self._output:
-            return None, f"Its value has more than {self._output} bytes as JSON."
-        return json.loads(text), ""
+        return json.loads("".join(parts)), ""

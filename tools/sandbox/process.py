@@ -1,12 +1,13 @@
 """The second sandbox: all of CPython, in a process that the kernel confines (see ``_confined.py`` for how).
 
 Guaranteed, on Linux with Landlock (5.13 and later) and seccomp, without root: no file can be opened but those of
-the Python installation, to be read; no file changed, made or removed; no socket; no other process or program
-started, signalled or traced; no environment; memory, time and output bounded; nothing is left after the end, after
-a cancellation, or after the death of the parent. Not hidden: whether a path exists, its size and times; the clock;
-the kernel itself, whose other system calls the program may try. Where that is not enough, put the whole service
-into a virtual machine, or use :class:`~stratagem.tools.sandbox.monty.MontySandbox`, which makes no system calls
-for it.
+the Python installation and the system's libraries, to be read; no file changed, made or removed; no socket; no
+other process or program started, signalled or traced; no environment; memory, time and output bounded; nothing is
+left after the end, after a cancellation, or after the death of the parent. Only the system calls that computing
+needs reach the kernel. Not hidden: whether a path exists, its size and times; the clock; the machine's name and
+load. Not bounded: with ``threads=True``, how many threads there are, and the kernel's memory for them. A hole in
+the kernel behind a call that is let through is a hole here: where that is not enough, put the whole service into a
+virtual machine, or use :class:`~stratagem.tools.sandbox.monty.MontySandbox`, which makes no system calls for it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
+from stratagem.core.concurrency import task_group
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.sandbox import Ended, Executed
 from stratagem.tools.sandbox._limits import as_json, checked
 
 _CHILD = Path(__file__).with_name("_confined.py")
-_START = 10.0  # seconds for the interpreter to start and to confine itself
+_REPORT = 20_000  # bytes of a report beside its value; an error has 2,000 characters
+_START = 60.0  # seconds for the interpreter to start and to confine itself, on the busiest machine
 
 
 class ProcessSandbox:
@@ -39,13 +42,20 @@ class ProcessSandbox:
         memory: bytes of address space beside the interpreter's own.
         output: most bytes that it may print, and that its value may have as JSON.
         permits: programs at a time.
+        threads: whether a program may start threads.
 
     Raises:
         ConfigurationError: a limit is not above 0, or the platform is not Linux on x86-64 or 64-bit Arm.
     """
 
     def __init__(
-        self, *, timeout: float = 5.0, memory: int = 200_000_000, output: int = 20_000, permits: int = 4
+        self,
+        *,
+        timeout: float = 5.0,
+        memory: int = 200_000_000,
+        output: int = 20_000,
+        permits: int = 4,
+        threads: bool = False,
     ) -> None:
         checked(timeout=timeout, memory=memory, output=output, permits=permits)
         if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
@@ -57,6 +67,7 @@ class ProcessSandbox:
         self._memory = memory
         self._output = output
         self._permits = asyncio.Semaphore(permits)
+        self._threads = threads
 
     async def run(self, program: str, inputs: Mapping[str, Any] | None = None) -> Executed:
         """See :meth:`stratagem.core.sandbox.Sandbox.run`."""
@@ -66,10 +77,12 @@ class ProcessSandbox:
             "memory": self._memory + 100_000_000,
             "cpu": int(self._timeout) + 2,
             "result": self._output,
+            "threads": self._threads,
+            "parent": os.getpid(),
         }
         async with self._permits:
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", "-E", "-B", str(_CHILD),
+                sys.executable, "-I", "-S", "-B", str(_CHILD),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
                 cwd="/", env={}, start_new_session=True,
             )  # fmt: skip
@@ -78,7 +91,7 @@ class ProcessSandbox:
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
-                await asyncio.shield(child.wait())
+                await asyncio.shield(_bury(child))
 
     async def _watch(self, child: asyncio.subprocess.Process, asked: bytes) -> Executed:
         assert child.stdin is not None
@@ -99,31 +112,56 @@ class ProcessSandbox:
                 remedy="Use MontySandbox, or Linux 5.13 or later with Landlock and seccomp.",
             )
         started = time.monotonic()
-        printed, ended = bytearray(), None
+        printed, report = bytearray(), bytearray()
+        ended: Executed
         try:
-            async with asyncio.timeout(self._timeout):
-                while chunk := await child.stdout.read(65_536):
-                    printed += chunk
-                    if len(printed) > self._output:
-                        ended = Executed("output", error=f"It printed more than {self._output} bytes.")
-                        break
-                else:
-                    report = await child.stderr.read(2 * self._output + 10_000)
-                    ended = self._reported(report, await child.wait())
+            async with asyncio.timeout(self._timeout), task_group() as group:
+                group.create_task(_read(child, child.stdout, printed, self._output))
+                group.create_task(_read(child, child.stderr, report, self._output + _REPORT))
+            code = await child.wait()
+            if len(printed) > self._output:
+                ended = Executed("output", error=f"It printed more than {self._output} bytes.")
+            else:
+                ended = self._reported(bytes(report), code)
         except TimeoutError:
-            ended = Executed("timeout", error=f"It took longer than {self._timeout:g} s.")
+            ended = Executed("timeout", error=self._late)
         output = bytes(printed[: self._output]).decode(errors="replace")
         return Executed(ended.ended, ended.value, output, ended.error, time.monotonic() - started)
 
     def _reported(self, report: bytes, code: int) -> Executed:
         """What the child says of its end, which the program may have written itself: checked like any input."""
-        try:
-            found = json.loads(report)
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            found = json.loads(report, parse_constant=_no_json)
             ended: Ended = found["ended"]
             if ended in get_args(Ended):
-                return Executed(ended, found.get("value"), error=str(found.get("error", ""))[:2000])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
+                return Executed(ended, found.get("value"), error=str(found.get("error", ""))[:_REPORT])
         if code == -signal.SIGXCPU:
-            return Executed("timeout", error=f"It took longer than {self._timeout:g} s.")
+            return Executed("timeout", error=self._late)
         return Executed("crash", error=f"Its process died (status {code}).")
+
+    @property
+    def _late(self) -> str:
+        return f"It took longer than {self._timeout:g} s."
+
+
+async def _read(
+    child: asyncio.subprocess.Process, stream: asyncio.StreamReader, kept: bytearray, most: int
+) -> None:
+    """Read to the end; a child that writes more than ``most`` bytes is killed, and the rest not kept."""
+    while chunk := await stream.read(65_536):
+        if len(kept) <= most:
+            kept += chunk
+            if len(kept) > most:
+                child.kill()
+
+
+async def _bury(child: asyncio.subprocess.Process) -> None:
+    """Wait for a killed child. Its pipes are emptied first: asyncio waits for their ends too."""
+    for stream in (child.stdout, child.stderr):
+        while stream and await stream.read(65_536):
+            pass
+    await child.wait()
+
+
+def _no_json(name: str) -> None:
+    raise ValueError(name)
