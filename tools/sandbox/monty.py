@@ -38,7 +38,7 @@ class MontySandbox:
     Args:
         timeout: seconds of each program.
         memory: bytes of its heap.
-        output: most bytes that it may print, and that its value may have as JSON.
+        output: most characters that it may print, and that its value may have as JSON.
         permits: programs at a time.
 
     Raises:
@@ -59,7 +59,6 @@ class MontySandbox:
         try:
             from pydantic_monty import (
                 AsyncMonty,
-                CollectString,
                 MontyCrashedError,
                 MontyError,
                 ResourceLimits,
@@ -69,7 +68,7 @@ class MontySandbox:
                 "The sandbox needs pydantic-monty.", remedy="pip install 'stratagem[sandbox]'"
             ) from error
         given = as_json(inputs)
-        printed = CollectString(self._output)
+        printed = ""
         limits = ResourceLimits(
             max_feed_duration_secs=self._timeout,
             max_total_sleep_secs=self._timeout,
@@ -78,26 +77,43 @@ class MontySandbox:
         async with self._permits:
             started = time.monotonic()
             ended: Ended = "done"
-            value, error_text = None, ""
+            value, error_text, finished = None, "", False
+            loop = asyncio.get_running_loop()
             deadline = asyncio.timeout(self._timeout + _GRACE)
+
+            def note(_: str, text: str) -> None:
+                nonlocal printed
+                too_much = len(printed) > self._output
+                printed += text[: self._output + 1 - len(printed)]
+                if len(printed) > self._output and not too_much:  # an error raised here would not stop it
+                    loop.call_soon_threadsafe(stop)
+
+            def stop() -> None:
+                if not finished and not deadline.expired():
+                    deadline.reschedule(loop.time())
+
             try:
                 pool = AsyncMonty(max_processes=1, max_checkouts_per_worker=1)
                 with suppress(TimeoutError):
                     async with deadline, pool, pool.checkout(limits=limits) as session:
-                        value = await session.feed_run(program, inputs=given, print_callback=printed)
+                        value = await session.feed_run(program, inputs=given, print_callback=note)
                 if deadline.expired():
                     ended, error_text = "timeout", self._late
             except MontyCrashedError as error:
                 ended, error_text = "crash", str(error)
             except MontyError as error:
-                ended, error_text = self._failure(error, len(printed.output.encode()))
+                ended, error_text = self._failure(error)
+            finally:
+                finished = True
             seconds = time.monotonic() - started
+        if len(printed) > self._output:
+            ended, value, error_text = "output", None, f"It printed more than {self._output} characters."
         if ended == "done":
             value, error_text = self._plain(value)
             ended = "result" if error_text else "done"
-        return Executed(ended, value, printed.output[: self._output], error_text, seconds)
+        return Executed(ended, value, printed[: self._output], error_text, seconds)
 
-    def _failure(self, error: MontyError, printed: int) -> tuple[Ended, str]:
+    def _failure(self, error: MontyError) -> tuple[Ended, str]:
         from pydantic_monty import MontySyntaxError
 
         if isinstance(error, MontySyntaxError):
@@ -106,8 +122,6 @@ class MontySandbox:
         ended = _ENDED.get(kind, "exception")
         if ended == "timeout":
             return ended, self._late
-        if ended == "memory" and f"> {self._output} bytes" in str(error):
-            return "output", f"It printed more than {self._output} bytes."
         return ended, str(error)
 
     @property
@@ -122,7 +136,7 @@ class MontySandbox:
             for part in json.JSONEncoder(allow_nan=False).iterencode(value):
                 size += len(part)
                 if size > self._output:
-                    return None, f"Its value has more than {self._output} bytes as JSON."
+                    return None, f"Its value has more than {self._output} characters as JSON."
                 parts.append(part)
         except (TypeError, ValueError, RecursionError) as error:
             return None, f"Its value is no JSON: {error}."
