@@ -23,7 +23,7 @@ from typing import Any
 
 from stratagem.backends._arrivals import Arrivals
 from stratagem.backends._openai import scoring
-from stratagem.backends._openai.address import checked_key, checked_url, public
+from stratagem.backends._openai.address import checked_key, checked_url
 from stratagem.backends._openai.call import CHAT, Call, Plan
 from stratagem.backends._openai.endpoint import Attempt, Endpoint, Settings
 from stratagem.backends._openai.negotiate import negotiate
@@ -32,6 +32,7 @@ from stratagem.backends._openai.single import SingleFlight
 from stratagem.backends._openai.wire import Dialect, chat, priced
 from stratagem.backends._tasks import stopped
 from stratagem.backends.vllm.metrics import Snapshot
+from stratagem.core.address import public
 from stratagem.core.backend import (
     Capabilities,
     Chunk,

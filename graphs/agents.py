@@ -170,9 +170,9 @@ def agent_graph(
         seed: the same seed gives the same answer as the strategy by itself.
         keep: where finished calls of a round are kept, by its name, as ``Journal("runs.sqlite").of``; by default in
             this process, which then has to live until an interrupted node goes on.
-        ask_approval: a call of a destructive tool interrupts the graph with ``{"approve": [{"name", "call"},
-        ...]}``,
-            all that wait at once; resume with ``Command(resume=True)``, or ``False``, or ``{name: True, ...}``.
+        ask_approval: a call of a destructive tool interrupts the graph, all that wait at once, with
+            ``{"approve": [{"name": ..., "call": ...}, ...]}``; resume with ``Command(resume=True)``, or ``False``,
+            or ``{name: True, ...}``.
     """
     if isinstance(budget, str):
         budget = Budget.parse(budget)

@@ -152,9 +152,8 @@ class Agent(Strategy):
             said = await self.write(task, run, rounds, note, lines)
             lines.close()
             if run.best is None:
-                run.propose(
-                    Answer.of(Candidate(said))
-                )  # a plan is more than nothing, should the time run out
+                # A plan is more than nothing, should the time run out.
+                run.propose(Answer.of(Candidate(said)))
         return self._round(said, rounds, calling.result())
 
     @property
@@ -191,12 +190,16 @@ class Agent(Strategy):
                 whole = lines.add(chunk.text)
                 if chunk.completion is not None:
                     whole += lines.end(cut=chunk.completion.finish == "length")
-                for line in whole:
-                    if (call := self.called(line)) is not None and lines.count < self.calls_at_once:
-                        lines.put(call)
+                self._hand_on(whole, lines)
                 if lines.count >= self.calls_at_once:
                     break
         return said.rstrip("\n") if lines.count < self.calls_at_once else self._up_to_last_call(said)
+
+    def _hand_on(self, written: Iterable[str], lines: Lines) -> None:
+        """The calls that these lines write, up to as many as a turn may have."""
+        for line in written:
+            if lines.count < self.calls_at_once and (call := self.called(line)) is not None:
+                lines.put(call)
 
     def _up_to_last_call(self, said: str) -> str:
         """The text without what may have been written after the last call of a turn."""
@@ -212,9 +215,7 @@ class Agent(Strategy):
     async def act(self, run: Run, said: str, rounds: Sequence[Round]) -> Round:
         """Make the calls of a turn that is already written (see :meth:`turn`, which does both at once)."""
         lines = Lines()
-        for line in said.split("\n"):
-            if (call := self.called(line)) is not None and lines.count < self.calls_at_once:
-                lines.put(call)
+        self._hand_on(said.split("\n"), lines)
         lines.close()
         return self._round(said, rounds, await run.call(lines, known=known(rounds), named=self._named))
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,6 +22,8 @@ Pay: TypeAlias = Callable[[float], Awaitable[Callable[[float], None]]]
 """(the most that a call can cost) -> what to tell its real cost."""
 Approve: TypeAlias = Callable[[Call, Mapping[str, Any]], Awaitable[bool | None]]
 """(a call of a destructive tool, its arguments) -> whether it may be made; ``None``: not decided yet."""
+Hold: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
+"""Holds a permit while a tool runs, and only then: not while somebody is asked."""
 Ask: TypeAlias = Callable[[Call, Failed], Awaitable[Mapping[str, Any] | None]]
 """(a call that failed, how) -> other arguments for it, or ``None`` to let it fail."""
 
@@ -49,8 +52,8 @@ class CallJournal:
         digest = hashlib.sha256(text.encode()).hexdigest()
         return f"tool/{digest}/{self.occurrence(digest)}"
 
-    async def recall(self, key: str, tool: Tool) -> Value | Failed | None:
-        """How the call ended before, at no cost now; ``None``: it is to be made.
+    async def recall(self, key: str, tool: Tool) -> tuple[Value | Failed, int] | None:
+        """How the call ended before, and how often it was begun then; ``None``: it is to be made.
 
         A destructive call that had begun when its run was stopped has failed as ``unknown``: it may have been done,
         and it is not for the executor to do it twice.
@@ -65,11 +68,11 @@ class CallJournal:
                 "unknown",
                 f"{tool.name} had begun when the run was stopped: whether it was done is not known. "
                 "It was not called again.",
-            )
+            ), 1
         found = json.loads(text)
         if "why" in found:
-            return Failed(found["why"], found["message"])
-        return Value(found["data"], 0)
+            return Failed(found["why"], found["message"]), found["attempts"]
+        return Value(found["data"], 0), found["attempts"]
 
     async def begin(self, key: str) -> None:
         """Write down that a call begins, before it does."""
@@ -82,7 +85,7 @@ class CallJournal:
             if isinstance(outcome, Value)
             else {"why": outcome.why, "message": outcome.message}
         )
-        await self.kept.remember({key: json.dumps(told)})
+        await self.kept.remember({key: json.dumps({**told, "attempts": outcome.attempts})})
 
 
 @dataclass(slots=True)
@@ -106,15 +109,16 @@ class Conduct:
         arguments: Mapping[str, Any],
         results: Mapping[str, Any],
         key: str | None,
+        hold: Hold = nullcontext,
     ) -> Value | Failed:
         """Make a call; after a failure with the other arguments that it names, and then with those that ``ask``
         gives. A destructive tool that has begun once is not begun again."""
-        outcome = await self._once(call, tool, arguments, key)
+        outcome = await self._once(call, tool, arguments, key, hold)
         attempts = outcome.attempts
         for other in call.alternatives:
             if isinstance(outcome, Value) or not _may_repeat(tool, attempts, outcome):
                 break
-            outcome = await self._otherwise(call, tool, other, results)
+            outcome = await self._otherwise(call, tool, other, results, hold)
             attempts += outcome.attempts
         if (
             isinstance(outcome, Failed)
@@ -123,32 +127,57 @@ class Conduct:
             and _may_repeat(tool, attempts, outcome)
             and (asked := await self.ask(call, outcome)) is not None
         ):
-            outcome = await self._otherwise(call, tool, asked, results)
+            outcome = await self._otherwise(call, tool, asked, results, hold)
             attempts += outcome.attempts
         if isinstance(outcome, Value):
             return Value(outcome.data, attempts, outcome.failure)
         return Failed(outcome.why, outcome.message, outcome.error, attempts)
 
     async def _otherwise(
-        self, call: Call, tool: Tool, arguments: Mapping[str, Any], results: Mapping[str, Any]
+        self, call: Call, tool: Tool, arguments: Mapping[str, Any], results: Mapping[str, Any], hold: Hold
     ) -> Value | Failed:
         filled = call.filled(results, arguments)
-        return (
-            filled
-            if isinstance(filled, Failed)
-            else await self._once(call, tool, filled, self.key(tool, filled))
-        )
+        if isinstance(filled, Failed):
+            return filled
+        return await self._once(call, tool, filled, self.key(tool, filled), hold)
 
     async def _once(
-        self, call: Call, tool: Tool, arguments: Mapping[str, Any], key: str | None
+        self, call: Call, tool: Tool, arguments: Mapping[str, Any], key: str | None, hold: Hold
     ) -> Value | Failed:
         checked = tool.check(arguments)
         if isinstance(checked, Failed):
             return checked
-        journal = self.journal if key is not None else None
-        if journal is not None and key is not None and (found := await journal.recall(key, tool)) is not None:
-            self._tell(ToolFinished, call, tool, arguments, seconds=0.0, replayed=True, error=_reason(found))
-            return found
+        if self.journal is None or key is None:
+            return await self._allowed(call, tool, arguments, checked, hold)
+        if (kept := await self.journal.recall(key, tool)) is not None:
+            found, attempts = kept
+            return await self._replayed(call, tool, arguments, found, attempts)
+        outcome = await self._allowed(call, tool, arguments, checked, hold, key)
+        if outcome.attempts:  # what did not begin may be tried when the run goes on
+            await self.journal.end(key, outcome)
+        return outcome
+
+    async def _replayed(
+        self, call: Call, tool: Tool, arguments: Mapping[str, Any], found: Value | Failed, attempts: int
+    ) -> Value | Failed:
+        """What an earlier sitting has paid for counts in this one's budget as it did then."""
+        cost = tool.cost * attempts
+        settle = await self._reserved(tool, cost)
+        if isinstance(settle, Failed):
+            return settle
+        settle(cost)
+        self._tell(ToolFinished, call, tool, arguments, seconds=0.0, replayed=True, error=_reason(found))
+        return found
+
+    async def _allowed(
+        self,
+        call: Call,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        checked: Mapping[str, Any],
+        hold: Hold,
+        key: str | None = None,
+    ) -> Value | Failed:
         destructive = tool.effect == "destructive"
         if destructive and self.approve is not None:
             allowed = await self.approve(call, arguments)
@@ -156,24 +185,36 @@ class Conduct:
                 return Failed("waiting", f"{tool.name} waits to be allowed.")
             if not allowed:
                 return Failed("refused", f"{tool.name} was not allowed.")
-        if journal is not None and key is not None and destructive:
-            await journal.begin(key)
         retries = 0 if destructive else call.retries
-        clock = asyncio.get_running_loop().time
-        started, error, attempts = clock(), "cancelled", 1
-        self._tell(ToolStarted, call, tool, arguments)
-        try:
-            if self.pay is not None and tool.cost:
-                outcome = await self._paid(self.pay, tool, checked, retries)
-            else:
+        most = tool.cost * (1 + (tool.retries if retries is None else retries))
+        async with hold():
+            settle = await self._reserved(tool, most)
+            if isinstance(settle, Failed):
+                return settle
+            clock = asyncio.get_running_loop().time
+            started, error, attempts = clock(), "cancelled", 1  # one that is cancelled costs one attempt
+            try:
+                if self.journal is not None and key is not None and destructive:
+                    await self.journal.begin(key)
+                self._tell(ToolStarted, call, tool, arguments)
                 outcome = await tool.invoke(checked, retries=retries)
-            error, attempts = _reason(outcome), outcome.attempts
-        finally:
-            cost = attempts * tool.cost
-            self._tell(ToolFinished, call, tool, arguments, seconds=clock() - started, error=error, cost=cost)
-        if journal is not None and key is not None:
-            await journal.end(key, outcome)
+                error, attempts = _reason(outcome), outcome.attempts
+            finally:
+                cost = attempts * tool.cost
+                settle(cost)
+                self._tell(
+                    ToolFinished, call, tool, arguments, seconds=clock() - started, error=error, cost=cost
+                )
         return outcome
+
+    async def _reserved(self, tool: Tool, most: float) -> Callable[[float], None] | Failed:
+        """Hold what a call may cost; gives what to tell its real cost."""
+        if self.pay is None or not most:
+            return _free
+        try:
+            return await self.pay(most)
+        except BudgetExhausted as error:
+            return Failed("budget", f"There is no money left for {tool.name}.", error)
 
     def _tell(
         self,
@@ -189,21 +230,9 @@ class Conduct:
             text = write(call.model_copy(update={"arguments": shown}), {tool.name: tool})
             self.trace.append(event(call.id, shortened(text, _SHOWN), **more))
 
-    async def _paid(
-        self, pay: Pay, tool: Tool, checked: Mapping[str, Any], retries: int | None
-    ) -> Value | Failed:
-        """Hold the most that a call can cost until it has ended; one that is cancelled costs one attempt."""
-        try:
-            settle = await pay(tool.cost * (1 + (tool.retries if retries is None else retries)))
-        except BudgetExhausted as error:
-            return Failed("budget", f"There is no money left for {tool.name}.", error)
-        attempts = 1
-        try:
-            outcome = await tool.invoke(checked, retries=retries)
-            attempts = outcome.attempts
-            return outcome
-        finally:
-            settle(tool.cost * attempts)
+
+def _free(cost: float) -> None:
+    """In place of a reservation, where nothing is to be paid."""
 
 
 def _reason(outcome: Value | Failed) -> str:

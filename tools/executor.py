@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from stratagem.core.concurrency import task_group
@@ -201,9 +202,9 @@ class Execution:
         timing = self.report.timings[call.id]
         clock = asyncio.get_running_loop().time
         try:
-            async with self._permits or nullcontext():
-                timing.started = clock()
-                outcome = await self._conduct.make(call, tool, filled, self._results, key)
+            outcome = await self._conduct.make(
+                call, tool, filled, self._results, key, partial(self._held, timing)
+            )
         except asyncio.CancelledError:
             self.report.outcomes[call.id] = (
                 Skipped(self._failed)
@@ -222,6 +223,14 @@ class Execution:
             self.report.outcomes[call.id] = outcome
             raise asyncio.CancelledError
         self._settle(call.id, outcome)
+
+    @asynccontextmanager
+    async def _held(self, timing: Timing) -> AsyncIterator[None]:
+        """A permit, for as long as a tool runs."""
+        async with self._permits or nullcontext():
+            if timing.started is None:
+                timing.started = asyncio.get_running_loop().time()
+            yield
 
     def _settle(self, name: str, outcome: Outcome) -> None:
         """Note how a call has ended and do what follows."""

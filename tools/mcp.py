@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from stratagem.core.address import public
 from stratagem.core.errors import ConfigurationError, MissingExtraError, root_cause
 from stratagem.tools.schema_tool import schema_tool
 from stratagem.tools.tool import Effect, Failed, Tool, toolbox
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST_PAGES = 100  # of a list of tools
+_PARTING = 3.0  # seconds that a server has to let go of a connection
 
 
 @asynccontextmanager
@@ -62,7 +64,7 @@ async def mcp_tools(
         where = StdioServerParameters(command=server[0], args=list(server[1:]), env=dict(env or {}))
     elif not server.startswith(("http://", "https://")):
         raise ConfigurationError(
-            f"{server!r} is no URL of an MCP server.", remedy="Give a URL, or a command as a list."
+            f"{public(server)!r} is no URL of an MCP server.", remedy="Give a URL, or a command as a list."
         )
     connected = _Server(lambda: Client(where))
     try:
@@ -75,7 +77,7 @@ async def mcp_tools(
             ) from error
         except Exception as error:  # what the library raises for it is not one tree
             raise ConfigurationError(
-                f"The MCP server {_shown(server)} cannot be used: {_cause(root_cause(error))}."
+                f"The MCP server {_shown(server)} cannot be used: {_cause(root_cause(error), server)}."
             ) from error
         yield [_of(connected, each, timeout, secrets) for each in listed]
     finally:
@@ -166,7 +168,9 @@ class _Connection:
         self._leave.set()
         if not self._ready.done():
             self._holding.cancel()
-        await asyncio.wait({self._holding})
+        if not (await asyncio.wait({self._holding}, timeout=_PARTING))[0]:
+            self._holding.cancel()
+            await asyncio.wait({self._holding}, timeout=_PARTING)
 
 
 def mcp_server(tools: Iterable[Tool], *, name: str = "stratagem") -> Server[Any]:
@@ -305,19 +309,20 @@ def _effect(told: types.Tool) -> Effect:
 
 
 def _closed(error: Exception) -> bool:
-    """Whether the library says that the connection is closed; servers use its code for errors of their own."""
+    """Whether the library says that the connection or the session is gone; servers use its codes for errors of
+    their
+    own."""
     from mcp import MCPError
-    from mcp.types import CONNECTION_CLOSED
+    from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST
 
-    return isinstance(error, MCPError) and (error.code, error.message) == (
-        CONNECTION_CLOSED,
-        "Connection closed",
-    )
+    gone = ((CONNECTION_CLOSED, "Connection closed"), (INVALID_REQUEST, "Session terminated"))
+    return isinstance(error, MCPError) and (error.code, error.message) in gone
 
 
 def _shown(server: str | Sequence[str]) -> str:
-    return server if isinstance(server, str) else repr(server[0])
+    return public(server) if isinstance(server, str) else repr(server[0])
 
 
-def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(".: ")
+def _cause(error: BaseException, server: str | Sequence[str]) -> str:
+    told = f"{type(error).__name__}: {error}".rstrip(".: ")
+    return told.replace(server, public(server)) if isinstance(server, str) else told

@@ -39,6 +39,9 @@ Why: TypeAlias = Literal[
 ]
 
 MASK = "***"
+GRACE = 2.0
+"""Seconds that a tool which is cancelled has to end."""
+_abandoned: set[asyncio.Future[Any]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,21 +174,28 @@ class Tool:
             except BaseException:
                 release()
                 raise
-        task = asyncio.current_task()
-        requests = task.cancelling() if task else 0
-        limit = asyncio.timeout(self.timeout)
+        running = asyncio.ensure_future(self._begin(checked, release))
+        late = False
         try:
-            async with limit:
-                result = await self._begin(checked, release)
-        except asyncio.CancelledError as error:
-            if task and task.cancelling() > requests:
+            late = not (await asyncio.wait({running}, timeout=self.timeout))[0]
+        except asyncio.CancelledError:
+            await _stopped(running)
+            if not running.done() or running.cancelled():
                 raise
+            # It kept the cancellation to itself: what it gave stands, and the task knows that it is cancelled.
+        if late:
+            await _stopped(running)
+        if not running.done() or (late and running.cancelled()):
+            goes_on = "" if running.done() else " It does not stop, and goes on."
+            message = f"{self.name} took longer than {self.timeout:g} s.{goes_on}"
+            return Failed("timeout", message, TimeoutError(message), attempt)
+        try:
+            result = running.result()
+        except asyncio.CancelledError as error:
             return Failed("error", f"{self.name} ended as cancelled.", error, attempt)  # by itself
         except Exception as error:
-            if limit.expired():
-                message = f"{self.name} took longer than {self.timeout:g} s."
-                return Failed("timeout", message, error, attempt)
-            return Failed("error", f"{self.name}: {type(error).__name__}: {error}", error, attempt)
+            why: Why = "timeout" if late else "error"
+            return Failed(why, f"{self.name}: {type(error).__name__}: {error}", error, attempt)
         return self._bounded(result, attempt)
 
     def _begin(self, checked: Mapping[str, Any], release: Callable[[], None]) -> Awaitable[Any]:
@@ -278,6 +288,21 @@ def _nothing() -> None:
     """In place of a permit's release where there is no permit."""
 
 
+async def _stopped(running: asyncio.Future[Any]) -> None:
+    """Cancel a call and give it some time to end. One that does not is left alone: nothing may wait for it for
+    ever."""
+    _abandoned.add(running)  # the loop alone would not keep it
+    running.add_done_callback(_forget)
+    running.cancel()
+    await asyncio.wait({running}, timeout=GRACE)
+
+
+def _forget(running: asyncio.Future[Any]) -> None:
+    _abandoned.discard(running)
+    if not running.cancelled():
+        running.exception()  # nobody else will look
+
+
 async def _releasing(call: Awaitable[Any], release: Callable[[], None]) -> Any:
     try:
         return await call
@@ -322,7 +347,8 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a typed function a :class:`Tool`: its docstring is the description, its signature the JSON schema.
 
     An async function runs in the event loop, any other in a thread. A thread cannot be stopped: after a time-out or
-    cancellation it goes on, and keeps its permit, until the function returns.
+    cancellation it goes on, and keeps its permit, until the function returns. So does an async function that keeps a
+    cancellation to itself for more than two seconds.
 
     Args:
         name: what a model calls it; the function's name by default.

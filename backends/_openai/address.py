@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -33,9 +33,3 @@ def checked_key(key: str) -> str:
             "The API key has characters that cannot be sent.", remedy="Copy it again: a key is plain ASCII."
         )
     return key
-
-
-def public(url: str) -> str:
-    """The URL without what may be secret in it: user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -216,3 +216,35 @@ def test_an_approval_that_is_none_is_asked_for_again() -> None:
         assert state["answer"]["value"] == "1"
 
     asyncio.run(main())
+
+
+def test_what_calls_cost_counts_once_however_often_the_graph_is_interrupted() -> None:
+    async def main() -> None:
+        @sg.tool(effect="read_only", cost=0.5)
+        async def size(of: str) -> int:
+            """Length of a word."""
+            return len(of)
+
+        @sg.tool(cost=2.0)
+        async def buy(n: int) -> int:
+            """Buy so many."""
+            return n
+
+        @sg.tool(effect="read_only")
+        async def plus(a: int, b: int) -> int:
+            """Their sum."""
+            return a + b
+
+        box = sg.Toolbox([size, buy, plus])
+        graph = agent_graph(
+            sg.DivideThenAggregate(), box, llm=ToyModel(ordering), ask_approval=True, budget="money=4.5"
+        )
+        compiled = graph.compile(checkpointer=InMemorySaver())
+        await compiled.ainvoke({"question": "What?"}, CONFIG)
+        await compiled.ainvoke(Command(resume="perhaps"), CONFIG)
+        state = await compiled.ainvoke(Command(resume=True), CONFIG)
+        answer = sg.Answer.model_validate(state["answer"])
+        assert all(call.ok for call in answer.calls)
+        assert (answer.usage.money, answer.stopped) == (4.5, "complete")
+
+    asyncio.run(main())

@@ -6,6 +6,9 @@ import asyncio
 import json
 import os
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,69 @@ def raw(kind: str) -> None:
             print(text[:20] if half else text, end="" if half else "\n", flush=True)
 
 
+def sessions(hang: bool) -> None:
+    """An HTTP server of the older protocol, which keeps sessions: forgets them all when its tool is first called,
+    and,
+    with
+    ``hang``, never answers whoever wants to end one."""
+    known: set[str] = set()
+    forgotten: list[bool] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Says nothing."""
+
+        def answer(self, status: int, data: object = None, session: str = "") -> None:
+            body = b"" if data is None else json.dumps(data).encode()
+            self.send_response(status)
+            if session:
+                self.send_header("mcp-session-id", session)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.answer(405)
+
+        def do_DELETE(self) -> None:
+            if hang:
+                threading.Event().wait()
+            self.answer(200)
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            told: dict[str, Any] = {"jsonrpc": "2.0", "id": asked.get("id")}
+            if asked["method"] == "initialize":
+                session = str(time.monotonic_ns())
+                known.add(session)
+                version = asked["params"]["protocolVersion"]
+                server = {"name": "old", "version": "1"}
+                told["result"] = {
+                    "protocolVersion": version,
+                    "capabilities": {"tools": {}},
+                    "serverInfo": server,
+                }
+                self.answer(200, told, session)
+            elif self.headers.get("mcp-session-id") not in known:
+                self.answer(404)
+            elif asked["method"] == "tools/list":
+                told["result"] = {"tools": [{"name": "forget", "inputSchema": {"type": "object"}}]}
+                self.answer(200, told)
+            elif asked["method"] == "tools/call":
+                if not forgotten:
+                    known.clear()
+                    forgotten.append(True)
+                told["result"] = {"content": [{"type": "text", "text": "forgotten"}]}
+                self.answer(200, told)
+            else:
+                self.answer(202)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    print(f"http://127.0.0.1:{server.server_address[1]}/mcp", flush=True)
+    server.serve_forever()
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "garbage":
         while sys.stdin.readline():
@@ -83,6 +149,8 @@ if __name__ == "__main__":
         sys.stdin.read()
     elif sys.argv[1] == "raw":
         raw(sys.argv[2])
+    elif sys.argv[1] == "sessions":
+        sessions(sys.argv[2] == "hang")
     elif sys.argv[1] == "gone":
         sys.exit(3)
     else:

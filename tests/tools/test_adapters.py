@@ -276,6 +276,52 @@ def test_a_server_that_answers_badly_is_a_failed_call(kind: str, why: str | None
         assert (outcome.why, words in outcome.message) == (why, True), outcome
 
 
+@asynccontextmanager
+async def keeping_sessions(kind: str) -> AsyncIterator[str]:
+    child = await asyncio.create_subprocess_exec(*CHILD, "sessions", kind, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        yield (await child.stdout.readline()).decode().strip()
+    finally:
+        child.kill()
+        await child.wait()
+
+
+def test_a_session_that_the_server_lost_is_begun_anew_by_the_next_call() -> None:
+    async def main() -> list[Value | Failed]:
+        async with keeping_sessions("") as url, mcp_tools(url, timeout=10.0) as [forget]:
+            return [await forget() for _ in range(3)]
+
+    first, lost, again = asyncio.run(asyncio.wait_for(main(), 60))
+    assert first == again == Value("forgotten")
+    assert isinstance(lost, Failed)
+    assert lost.why == "error"
+
+
+def test_a_server_that_does_not_let_go_does_not_hold_up_the_end() -> None:
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        async with keeping_sessions("hang") as url:
+            async with mcp_tools(url, timeout=10.0) as [forget]:
+                await forget()
+                ending = loop.time()
+            return loop.time() - ending
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) < 30  # the library alone waits for minutes
+
+
+def test_a_password_in_a_url_is_in_no_error() -> None:
+    async def main(url: str) -> None:
+        async with mcp_tools(url, connect_timeout=10.0):
+            pass
+
+    for url in ("http://me:hunter2@127.0.0.1:9/mcp?key=hunter2", "ftp://me:hunter2@127.0.0.1/mcp"):
+        with pytest.raises(sg.ConfigurationError) as caught:
+            asyncio.run(main(url))
+        assert "hunter2" not in str(caught.value)
+        assert "127.0.0.1" in str(caught.value)
+
+
 def test_after_its_block_a_tool_starts_no_server() -> None:
     async def main() -> Value | Failed:
         async with over("stdio") as tools:

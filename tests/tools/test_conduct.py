@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pydantic import AfterValidator, BaseModel, SecretStr
 
 import stratagem as sg
 from stratagem.backends.journaled import Journal
 from stratagem.core.kept import InMemory
 from stratagem.core.trace import ToolFinished, ToolStarted
-from stratagem.testing.language import END
 from stratagem.testing.loops import run
-from stratagem.testing.toy import ToyModel
 from stratagem.tools.conduct import CallJournal, Conduct
 from stratagem.tools.dag import Call, Plan
 from stratagem.tools.executor import Execution, Report, Skipped
-from stratagem.tools.fair import FairPermits
-from stratagem.tools.schema_tool import schema_tool
 from stratagem.tools.tool import Failed, Value, toolbox
 
 
@@ -295,242 +287,6 @@ def test_the_journal_is_the_store_of_the_models_calls(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-# -- permits in turn -------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 4), st.lists(st.integers(1, 12), min_size=1, max_size=5), st.randoms(use_true_random=False)
-)
-def test_permits_go_round_the_shares_that_wait(permits: int, sizes: list[int], rng: random.Random) -> None:
-    """Between two turns of a share that waits, every other share that waits gets at most one."""
-
-    async def main() -> None:
-        fair = FairPermits(permits)
-        order: list[int] = []
-        held = 0
-
-        async def one(owner: int, share: Any) -> None:
-            nonlocal held
-            async with share:
-                held += 1
-                assert held <= permits
-                order.append(owner)
-                await asyncio.sleep(1.0)
-                held -= 1
-
-        async with asyncio.TaskGroup() as group:
-            for owner, size in enumerate(sizes):
-                share = fair.share()
-                for _ in range(size):
-                    group.create_task(one(owner, share))
-        assert Counter(order) == Counter(dict(enumerate(sizes)))
-        left = Counter(dict(enumerate(sizes)))
-        for owner in order[:permits]:
-            left[owner] -= 1
-        last: list[int] = []
-        for owner in order[permits:]:
-            waiting = {other for other, n in left.items() if n > 0}
-            since = last[-(last[::-1].index(owner)) :] if owner in last and last[-1] != owner else []
-            assert all(n == 1 for n in Counter(since).values())
-            if owner in last and last[-1] == owner:
-                assert waiting == {owner}
-            left[owner] -= 1
-            last.append(owner)
-        async with fair.share():  # all are back
-            pass
-
-    run(main())
-
-
-def test_an_agent_with_a_thousand_calls_does_not_starve_one_with_three() -> None:
-    async def main() -> tuple[int, int]:
-        fair = FairPermits(4)
-        many, few = fair.share(), fair.share()
-        done = [0, 0]
-
-        async def one(owner: int, share: Any) -> None:
-            async with share:
-                await asyncio.sleep(1.0)
-                done[owner] += 1
-
-        async with asyncio.TaskGroup() as group:
-            crowd = [group.create_task(one(0, many)) for _ in range(1000)]
-            await asyncio.sleep(0.5)
-            await asyncio.wait([group.create_task(one(1, few)) for _ in range(3)])
-            before = done[0]
-            for task in crowd:
-                task.cancel()
-        return before, done[1]
-
-    before, few = run(main())
-    assert few == 3
-    assert before <= 16
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 3), st.randoms(use_true_random=False))
-def test_permits_come_back_whoever_is_cancelled_when(permits: int, rng: random.Random) -> None:
-    async def main() -> None:
-        fair = FairPermits(permits)
-        shares = [fair.share() for _ in range(3)]
-
-        async def one(share: Any) -> None:
-            async with share:
-                await asyncio.sleep(rng.choice((0, 1, 2)))
-
-        tasks = [asyncio.ensure_future(one(rng.choice(shares))) for _ in range(20)]
-        for _ in range(10):
-            await asyncio.sleep(rng.choice((0, 1)))
-            rng.choice(tasks).cancel()
-        await asyncio.wait(tasks)
-        async with asyncio.timeout(1.0), fair.share():
-            for _ in range(permits - 1):
-                await fair.share().__aenter__()
-
-    run(main())
-
-
-def test_no_permit_is_refused() -> None:
-    with pytest.raises(sg.ConfigurationError, match="at least one"):
-        FairPermits(0)
-
-
-# -- traces and secrets ------------------------------------------------------------------------------------
-
-
-def test_secrets_are_nowhere_to_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A key of the environment in a result and in an error, and a secret argument: not in the answer, the trace,
-    what the model reads, or the store."""
-    monkeypatch.setenv("SHOP_KEY", "sk-1234567")
-    read: list[str] = []
-
-    @sg.tool(effect="read_only", needs=("SHOP_KEY",))
-    async def look(item: str) -> dict[str, Any]:
-        """Look."""
-        key = os.environ["SHOP_KEY"]
-        if item == "moon":
-            raise PermissionError(f"401 for {key}")
-        return {"item": item, "as": [f"key {key}"], key: 1}
-
-    @sg.tool
-    async def enter(password: SecretStr, times: int) -> int:
-        """Enter."""
-        return len(password.get_secret_value()) * times
-
-    def says(messages: tuple[sg.Message, ...], tokens: tuple[str, ...]) -> Mapping[str, float]:
-        read.append(messages[-1].content)
-        plan = 'a = look("pen")\nb = look("moon")\nc = enter("hunter2", 2)'
-        return {END: 1.0} if tokens else {plan if len(messages) == 2 else "The answer is 14.": 1.0}
-
-    trace = sg.Trace()
-    answer = sg.solve_sync(
-        "What?", sg.DivideThenAggregate(), llm=ToyModel(says), tools=[look, enter], trace=trace,
-        store=tmp_path / "s.sqlite", run_id="r",
-    )  # fmt: skip
-    assert [c.result for c in answer.calls] == [{"item": "pen", "as": ["key ***"], "***": 1}, None, 14]
-    assert answer.calls[1].error == "look: PermissionError: 401 for ***"
-    assert answer.calls[2].call == 'enter("***", 2)'
-    told = [(e.name, e.call, e.error) for e in trace.of(ToolFinished)]
-    assert ("c", 'enter("***", 2)', "") in told
-    assert ("b", 'look("moon")', "error: look: PermissionError: 401 for ***") in told
-    events = "\n".join(record.json() for record in trace.records if record.event.type.startswith("tool"))
-    assert "sk-1234567" not in events + read[-1] + answer.model_dump_json()
-    assert "hunter2" not in events
-    assert b"sk-1234567" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
-
-
-class Login(BaseModel):
-    user: str
-    password: SecretStr
-
-
-def _long_enough(value: SecretStr) -> SecretStr:
-    raise ValueError(f"{value.get_secret_value()} is too short")
-
-
-def test_a_secret_in_any_shape_is_masked() -> None:
-    """One that another holds, one inside a type, one with signs that the notation escapes, and one where a trace
-    cuts."""
-
-    cut = "s3cret" * 200
-
-    @sg.tool(effect="read_only", secrets=("key", "key-long", 'q"\n', cut))
-    async def enter(login: Login | None, pin: SecretStr | None, note: str) -> str:
-        """Enter."""
-        known = login and login.password.get_secret_value()
-        if note == "fail":
-            raise ValueError(f"no {known} {pin and pin.get_secret_value()}")
-        return f"{known} {note}"
-
-    assert enter.hidden == {"login", "pin"}
-    assert "secrets" not in repr(enter)
-    login = {"user": "ann", "password": "hunter2"}
-
-    async def main() -> None:
-        assert await enter(login=login, pin=None, note="key-long key") == Value("*** *** ***")
-        failed = await enter(login=login, pin="0042", note="fail")
-        assert isinstance(failed, Failed)
-        assert failed.message == "enter: ValueError: no *** ***"
-        assert "hunter2" in str(failed.error)  # for whoever debugs, but not where it is printed
-        assert "hunter2" not in repr(failed)
-        trace = sg.Trace()
-        tools = toolbox(enter)
-        calls = [
-            {"id": str(i), "tool": "enter", "arguments": {"login": login, "pin": None, "note": note}}
-            for i, note in enumerate(('a q"\n', "x" * 940 + cut))
-        ]
-        await Execution(tools, conduct=Conduct(trace=trace)).run(Plan.parse(calls, tools))
-        told = [event.call for event in trace.of(ToolFinished)]
-        assert told == [f'enter("***", "***", "{note}***")' for note in ("a ", "x" * 940)]
-
-    run(main())
-
-
-def test_arguments_that_do_not_fit_are_told_without_secrets() -> None:
-    @sg.tool
-    async def enter(password: Annotated[SecretStr, AfterValidator(_long_enough)]) -> None:
-        """Enter."""
-
-    async def anything(**arguments: Any) -> None:
-        """Nothing."""
-
-    schema = {"properties": {"password": {"type": "string", "minLength": 9, "writeOnly": True}}}
-    for each in (enter, schema_tool("enter", "Enter.", schema, anything)):
-        failed = run(each(password="hunter2"))
-        assert isinstance(failed, Failed)
-        assert (failed.why, "***" in failed.message, "hunter2" in failed.message) == (
-            "arguments",
-            True,
-            False,
-        )
-
-
-def test_the_trace_tells_what_a_call_cost() -> None:
-    async def main() -> None:
-        @sg.tool(effect="read_only", cost=0.5, retries=2)
-        async def flaky() -> int:
-            """Fails."""
-            raise ValueError("no")
-
-        trace, tools = sg.Trace(), toolbox(flaky)
-        plan = Plan.parse([{"id": "a", "tool": "flaky", "arguments": {}, "retries": 2}], tools)
-        report = await Execution(tools, conduct=Conduct(trace=trace)).run(plan)
-        assert [event.cost for event in trace.of(ToolFinished)] == [1.5] == [report.cost]
-
-    run(main())
-
-
-def test_a_tool_without_its_key_is_an_error_where_it_is_defined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SHOP_KEY", raising=False)
-    with pytest.raises(sg.ConfigurationError, match="needs SHOP_KEY"):
-
-        @sg.tool(needs=("SHOP_KEY",))
-        async def look() -> int:
-            """Look."""
-            return 1
-
-
 def test_the_trace_tells_of_calls_that_were_cancelled_or_replayed(tmp_path: Path) -> None:
     async def main() -> None:
         bench, kept, trace = Bench(), InMemory(), sg.Trace()
@@ -554,3 +310,87 @@ def test_the_trace_tells_of_calls_that_were_cancelled_or_replayed(tmp_path: Path
         assert trace.of(ToolFinished)[-1].error == "cancelled"
 
     asyncio.run(main())
+
+
+# -- money and permits ---------------------------------------------------------------------------------------
+
+
+class Purse:
+    """Pays as long as it can, and keeps what was settled."""
+
+    def __init__(self, money: float) -> None:
+        self.money = money
+        self.spent: list[float] = []
+
+    async def pay(self, most: float) -> Callable[[float], None]:
+        if most > self.money - sum(self.spent):
+            raise sg.BudgetExhausted("no money")
+        return self.spent.append
+
+
+def dear(began: list[int], effect: Any = "destructive") -> sg.Tool:
+    @sg.tool(cost=2.0, effect=effect)
+    async def buy(x: int) -> int:
+        """Buy."""
+        began.append(x)
+        return x
+
+    return buy
+
+
+@pytest.mark.parametrize("effect", ["destructive", "read_only"])
+def test_a_call_that_was_not_paid_for_is_made_when_there_is_money(effect: str) -> None:
+    async def main() -> None:
+        began: list[int] = []
+        tools, kept = toolbox(dear(began, effect)), InMemory()
+        for money, done in ((1.0, []), (2.0, [1])):
+            conduct = Conduct(pay=Purse(money).pay, journal=journal(kept))
+            report = await Execution(tools, conduct=conduct).run(Plan.parse([call("a", "buy", 1)], tools))
+            assert began == done
+            assert isinstance(report.outcomes["a"], Value) is bool(done)
+
+    run(main())
+
+
+def test_a_replayed_call_counts_in_the_budget_as_when_it_was_paid() -> None:
+    async def main() -> None:
+        began: list[int] = []
+        tools, kept = toolbox(dear(began)), InMemory()
+        for _ in range(2):
+            purse = Purse(5.0)
+            conduct = Conduct(pay=purse.pay, journal=journal(kept))
+            await Execution(tools, conduct=conduct).run(Plan.parse([call("a", "buy", 1)], tools))
+            assert (purse.spent, began) == ([2.0], [1])
+
+    run(main())
+
+
+def test_a_permit_is_free_while_somebody_is_asked() -> None:
+    """With one permit, a call that waits for its approval, and one for other arguments, hold up no other."""
+
+    async def main() -> None:
+        decided, told = asyncio.Event(), asyncio.Event()
+
+        async def approve(one: Call, arguments: Mapping[str, Any]) -> bool:
+            await decided.wait()
+            return True
+
+        async def ask(one: Call, failed: Failed) -> Mapping[str, Any]:
+            await told.wait()
+            return {"x": 4}
+
+        bench = Bench(1)
+        tools = bench.tools()
+        calls = [
+            call("a", "destructive", 2), call("b", "read_only", 1, on_failure="ask"), call("c", "idempotent", 3),
+        ]  # fmt: skip
+        execution = Execution(tools, permits=asyncio.Semaphore(1), conduct=Conduct(approve=approve, ask=ask))
+        task = asyncio.create_task(execution.run(Plan.parse(calls, tools)))
+        await asyncio.sleep(10)  # in virtual time
+        assert execution.report.outcomes == {"c": Value(3)}
+        decided.set()
+        told.set()
+        report = await task
+        assert report.outcomes == {"a": Value(2), "b": Value(4, 2), "c": Value(3)}
+
+    run(main())
