@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -55,6 +55,24 @@ class Report:
         """Whether every call has given its own result and nothing was wrong with the plan."""
         good = all(isinstance(each, Value) and each.failure is None for each in self.outcomes.values())
         return good and not self.problems and self.error is None
+
+
+@dataclass(slots=True)
+class _Held:
+    """A permit, for as long as a tool runs."""
+
+    permits: AbstractAsyncContextManager[Any] | None
+    timing: Timing
+
+    async def __aenter__(self) -> None:
+        if self.permits is not None:
+            await self.permits.__aenter__()
+        if self.timing.started is None:
+            self.timing.started = asyncio.get_running_loop().time()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        if self.permits is not None:
+            await self.permits.__aexit__(*raised)
 
 
 class Execution:
@@ -203,7 +221,7 @@ class Execution:
         clock = asyncio.get_running_loop().time
         try:
             outcome = await self._conduct.make(
-                call, tool, filled, self._results, key, partial(self._held, timing)
+                call, tool, filled, self._results, key, partial(_Held, self._permits, timing)
             )
         except asyncio.CancelledError:
             self.report.outcomes[call.id] = (
@@ -223,14 +241,6 @@ class Execution:
             self.report.outcomes[call.id] = outcome
             raise asyncio.CancelledError
         self._settle(call.id, outcome)
-
-    @asynccontextmanager
-    async def _held(self, timing: Timing) -> AsyncIterator[None]:
-        """A permit, for as long as a tool runs."""
-        async with self._permits or nullcontext():
-            if timing.started is None:
-                timing.started = asyncio.get_running_loop().time()
-            yield
 
     def _settle(self, name: str, outcome: Outcome) -> None:
         """Note how a call has ended and do what follows."""

@@ -177,7 +177,9 @@ class Tool:
         running = asyncio.ensure_future(self._begin(checked, release))
         late = False
         try:
-            late = not (await asyncio.wait({running}, timeout=self.timeout))[0]
+            await asyncio.sleep(0)  # one that ends at once needs no timer
+            if not running.done():
+                late = not (await asyncio.wait({running}, timeout=self.timeout))[0]
         except asyncio.CancelledError:
             await _stopped(running)
             if not running.done() or running.cancelled():
@@ -347,8 +349,8 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a typed function a :class:`Tool`: its docstring is the description, its signature the JSON schema.
 
     An async function runs in the event loop, any other in a thread. A thread cannot be stopped: after a time-out or
-    cancellation it goes on, and keeps its permit, until the function returns. So does an async function that keeps a
-    cancellation to itself for more than two seconds.
+    cancellation it goes on, and keeps its permit, until the function returns. So does an async function that keeps
+    a cancellation to itself for more than two seconds.
 
     Args:
         name: what a model calls it; the function's name by default.

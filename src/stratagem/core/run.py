@@ -311,7 +311,8 @@ class Run:
         """
         if self.tools is None:
             raise ConfigurationError(
-                "This strategy calls tools, and the run has none.", remedy="Give solve(..., tools=[...])."
+                "This strategy calls tools, and the run has none.",
+                remedy="Give solve(..., tools=[...]), or on the command line --tools MODULE:NAME.",
             )
         return self.tools
 
