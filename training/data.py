@@ -32,7 +32,7 @@ class Row:
     `learn`: (index, target, other, share): the state at `index` should give `target` with probability `share`
     and `other` with the rest. `marks`: (index, 1 or 0): whether the line is still right at that token.
     `said`: the tokens of solutions, right and wrong. `verdicts`: (index, 1 or 0): whether all lines that a question
-    about a restart sees are right.
+    about a restart sees are right. `known`: of a kind that the model has learned before (`--anchor`).
     """
 
     ids: list[int]
@@ -43,6 +43,7 @@ class Row:
     marks: list[tuple[int, float]]
     said: list[int]
     verdicts: list[tuple[int, float]]
+    known: bool = False
 
 
 @dataclass(slots=True)
@@ -62,6 +63,7 @@ class Batch:
     said: Tensor
     judged: Tensor
     verdict: Tensor
+    known: Tensor
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -80,7 +82,7 @@ class Encoder:
             self._cache[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return self._cache[text]
 
-    def row(self, document: Document) -> Row:
+    def row(self, document: Document, known: bool = False) -> Row:
         """Encode a document. A probe within a token is put before that token."""
         ids: list[int] = []
         learn: list[tuple[int, int, int, float, float]] = []
@@ -127,7 +129,7 @@ class Encoder:
             positions += range(seen, seen + len(branch))
             branches += [number] * len(branch)
             limits += [seen] * len(branch)
-        return Row(ids, positions, branches, limits, learn, marks, said, verdicts)
+        return Row(ids, positions, branches, limits, learn, marks, said, verdicts, known)
 
 
 def shared(a: str, b: str) -> int:
@@ -155,13 +157,14 @@ def collate(rows: list[Row]) -> Batch:
     judged = torch.tensor([i for i, _ in verdicts], dtype=torch.long)
     verdict = torch.tensor([y for _, y in verdicts])
     mask = (causal & (same | chat))[:, None]
+    known = torch.tensor([row.known for row in rows])
     return Batch(
-        ids, positions, mask, where, target, other, share, weight, marked, right, said, judged, verdict
+        ids, positions, mask, where, target, other, share, weight, marked, right, said, judged, verdict, known
     )
 
 
 def batches(
-    stream: Callable[[random.Random], Iterator[Document]],
+    stream: Callable[[random.Random], Iterator[tuple[Document, bool]]],
     encoder: Encoder,
     seed: int,
     tokens: int,
@@ -170,13 +173,14 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches of about `tokens` tokens of rows of like length, without end; `skip` go unused (for a resume).
 
-    The order depends on the seed alone: pool k of documents comes from `stream(Random(seed, k))`.
+    The order depends on the seed alone: pool k of documents, each with whether its kind is known, comes from
+    `stream(Random(seed, k))`.
     """
     number = 0
     while True:
         rng = random.Random(f"{seed}/{number}")
         source = stream(rng)
-        rows = sorted((encoder.row(next(source)) for _ in range(pool)), key=lambda row: len(row.ids))
+        rows = sorted((encoder.row(*next(source)) for _ in range(pool)), key=lambda row: len(row.ids))
         groups: list[list[Row]] = [[]]
         for row in rows:
             if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > tokens:

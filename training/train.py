@@ -19,7 +19,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,8 @@ EXPECTED_SHARE = 1.0
 """Of the loss of what was expected in place of each token of a solution (`Mistakes.expected`)."""
 VERDICT_SHARE = 2.0
 """Of the loss of whether all lines so far are right, at questions about a restart (`Mistakes.verdict`)."""
+ANCHOR_SHARE = 0.5
+"""Of the loss of what the model knew before: to say what its old self says (`--anchor`), beside what is right."""
 EARLY_SHARE = 0.3
 """Of the loss of tokens read off two layers below the top. What the model would write must be known there for the
 two layers above to judge: one compares what was written with it, the other looks whether all of a line agreed."""
@@ -53,16 +55,18 @@ def rate(done: float, level: float = 0.4, warm: float = 0.02) -> float:
 
 
 def losses(
-    model: Decoder, mistakes: Mistakes, batch: Batch, plain: bool = False
+    model: Decoder, mistakes: Mistakes, batch: Batch, plain: bool = False, anchor: Decoder | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole loss, and the mean losses of the judges' answers and of the marks (nan without any). `plain`: of
-    tokens and answers alone."""
+    tokens and answers alone. `anchor`: an old self, which the model is to stay near where `batch.known`."""
     hidden, _, below = model(batch.ids, batch.positions, batch.mask)
     logits = model.logits(hidden.flatten(0, 1)[batch.where]).float()
     logp = F.log_softmax(logits, -1)
     first = logp.gather(1, batch.target[:, None])[:, 0]
     second = logp.gather(1, batch.other[:, None])[:, 0]
     loss = -(batch.share * first + (1 - batch.share) * second)
+    if anchor is not None and batch.known.any():
+        loss = loss + ANCHOR_SHARE * (_apart(anchor, batch, logp) - loss * batch.known[_rows(batch)])
     marks = mistakes(below[-1].flatten(0, 1)[batch.marked]).float()
     marked = F.binary_cross_entropy_with_logits(marks, batch.right)
     whole = (loss * batch.weight).sum() / batch.weight.sum()
@@ -80,6 +84,26 @@ def losses(
         early = model.logits(model.norm(below[-2].flatten(0, 1)[batch.where[written]])).float()
         whole = whole + EARLY_SHARE * F.cross_entropy(early, batch.target[written])
     return whole, loss[batch.weight > 1].detach().mean(), marked.detach()
+
+
+def _rows(batch: Batch) -> Tensor:
+    """The row of each thing to learn."""
+    return batch.where // batch.ids.shape[1]
+
+
+def _apart(anchor: Decoder, batch: Batch, logp: Tensor) -> Tensor:
+    """KL divergence of what the model says from what its old self says; 0 outside the rows that both know."""
+    kept = batch.known.nonzero()[:, 0]
+    place = torch.cumsum(batch.known, 0) - 1
+    length = batch.ids.shape[1]
+    mine = batch.known[_rows(batch)]
+    where = place[_rows(batch)[mine]] * length + batch.where[mine] % length
+    with torch.no_grad():
+        hidden, *_ = anchor(batch.ids[kept], batch.positions[kept], batch.mask[kept])
+        old = anchor.logits(hidden.flatten(0, 1)[where]).float().log_softmax(-1)
+    apart = torch.zeros_like(batch.share)
+    apart[mine] = F.kl_div(logp[mine], old, reduction="none", log_target=True).sum(-1)
+    return apart
 
 
 def _expected(model: Decoder, mistakes: Mistakes, batch: Batch, hidden: Tensor, below: Tensor) -> Tensor:
@@ -100,21 +124,23 @@ def stream(
     rng: random.Random,
     bare: float = 0.0,
     weights: Mapping[str, float] | None = None,
-) -> Iterator[Document]:
+    known: Collection[str] = (),
+) -> Iterator[tuple[Document, bool]]:
     """Documents of all skills at random, by their weights (1 if not given), and a share from the model's own graded
-    samples.
+    samples; each with whether it is of a `known` skill, as own samples are.
 
     A share `bare` of the solved ones comes without probes, which cost as many tokens as the solution.
     """
-    sources = [skill.documents(rng) for skill in skills().values()]
+    sources = {name: skill.documents(rng) for name, skill in skills().items()}
     shares = [(weights or {}).get(name, 1.0) for name in skills()]
     while True:
         if own and rng.random() < share:
-            yield rng.choice(own)
+            yield rng.choice(own), True
             continue
-        made = next(rng.choices(sources, shares)[0])
+        name = rng.choices(list(sources), shares)[0]
+        made = next(sources[name])
         solved = made.messages[-1].loss
-        yield replace(made, probes=()) if solved and rng.random() < bare else made
+        yield replace(made, probes=()) if solved and rng.random() < bare else made, name in known
 
 
 class Trainer:
@@ -145,14 +171,19 @@ class Trainer:
         self.seconds = 0.0
 
     def update(
-        self, batch: Batch, share: float, precision: torch.dtype | None, plain: bool = False
+        self,
+        batch: Batch,
+        share: float,
+        precision: torch.dtype | None,
+        plain: bool = False,
+        anchor: Decoder | None = None,
     ) -> tuple[float, ...]:
         """One step at a share of the peak rate; returns the losses."""
         for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
             optimiser.param_groups[0]["lr"] = peak * share
         cast = torch.autocast(self.device.type, precision) if precision else nullcontext()
         with cast:
-            loss, *parts = losses(self.model, self.mistakes, batch.to(self.device), plain)
+            loss, *parts = losses(self.model, self.mistakes, batch.to(self.device), plain, anchor)
         loss.backward()
         self.share_gradients()
         torch.nn.utils.clip_grad_norm_([*self.model.parameters(), *self.mistakes.parameters()], 1.0)
@@ -245,12 +276,13 @@ def run(arguments: argparse.Namespace) -> Trainer:
 
         own = read_documents(arguments.own)
     weights = json.loads(arguments.weights)
+    anchor = load_model(arguments.anchor).requires_grad_(False) if arguments.anchor else None
     precision = torch.bfloat16 if arguments.bf16 else None
     if arguments.compile:
         trainer.model.compile(dynamic=True)
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     every = batches(
-        lambda rng: stream(own, arguments.own_share, rng, arguments.bare, weights),
+        lambda rng: stream(own, arguments.own_share, rng, arguments.bare, weights, arguments.known),
         encoder,
         arguments.seed,
         arguments.tokens // world,
@@ -268,7 +300,7 @@ def run(arguments: argparse.Namespace) -> Trainer:
             done = trainer.step / arguments.steps if arguments.steps else trainer.seconds / limit
             past, now = now, time.monotonic()
             trainer.seconds += now - past
-            parts = trainer.update(batch, rate(done, arguments.level), precision, arguments.plain)
+            parts = trainer.update(batch, rate(done, arguments.level), precision, arguments.plain, anchor)
             seen += batch.ids.numel()
             for values, value in zip(sums.values(), parts, strict=True):
                 if value == value:
@@ -315,6 +347,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--own", type=Path, nargs="*", help="graded samples of the model, from rounds.py")
     p.add_argument("--own-share", type=float, default=0.5, help="share of documents from --own")
+    p.add_argument("--anchor", type=Path, help="checkpoint or folder to stay near in what it knew")
+    p.add_argument("--known", nargs="*", default=["words"], help="skills that --anchor knew")
     p.add_argument(
         "--weights", default="{}", help='JSON: weight of each skill that is not 1, as {"words": 2}'
     )

@@ -27,19 +27,20 @@ RUNS = [
 
 @pytest.mark.parametrize(
     ("target", "tau", "mean", "accuracy"),
-    [(0.5, 0.3, 1.25, 0.5), (0.6, 0.5, 1.75, 0.75), (1.0, 0.5, 1.75, 0.75)],
+    [(0.3, 0.3, 1.25, 0.5), (0.6, 0.5, 1.75, 0.75), (1.0, 0.5, 1.75, 0.75)],
 )
 def test_the_smallest_threshold_that_keeps_the_share(
     target: float, tau: float, mean: float, accuracy: float
 ) -> None:
-    """By hand: the first is right once in four, the best of all three times; 0.3 makes one more right, 0.5 two."""
+    """By hand: the first is right once in four, one of the later half three times in eight, the best of all three
+    in four; 0.3 makes one more right than the first, 0.5 two."""
     found = calibrate(RUNS, "judge", target)
     chosen = found.chosen
     assert (chosen.tau, chosen.samples, chosen.accuracy) == (tau, mean, accuracy)
-    assert (found.first.value, found.gain.value) == (0.25, 0.5)
-    assert found.kept.value == accuracy - 0.25
+    assert (found.one.value, found.gain.value) == (0.375, 0.375)
+    assert found.kept.value == accuracy - 0.375
     ends = found.points[0], found.points[-1]
-    assert [(p.samples, p.share) for p in ends] == [(1.0, 0.0), (3.0, 1.0)]
+    assert [(p.samples, p.share) for p in ends] == [(1.0, -1 / 3), (3.0, 1.0)]
 
 
 def test_it_says_what_stopping_would_have_given() -> None:
@@ -75,7 +76,7 @@ def test_it_says_what_stopping_would_have_given() -> None:
 
 def test_no_gain_is_an_error_that_says_so() -> None:
     with pytest.raises(DataError, match="no gain to keep a share of"):
-        calibrate([[samples((0.9, True), (0.5, False))]], "judge", 0.5)
+        calibrate([[samples((0.9, False), (0.5, True))]], "judge", 0.5)
     with pytest.raises(DataError, match="no finished run"):
         calibrate([], "judge", 0.5)
 

@@ -292,3 +292,40 @@ def test_steps_are_compared_after_the_same_lines(module: Any) -> None:
     scores = [[0.9, 0.8] + [0.5] * 20, [0.3], [0.9, 0.8, 0.1]]
     # "Wrong." stands below the first line; "Wrong too." ties with the second; what follows it does not count.
     assert evaluate._same_prefix(grades, scores) == pytest.approx((1 + 0.5) / 2)
+
+
+def test_an_anchor_holds_what_is_known(module: Any, tiny: Any) -> None:
+    """Half of the loss of known rows is how far the model is from its old self; others learn as before."""
+    data, model, train = module("data"), module("model"), module("train")
+    encoder = data.Encoder(TOKENIZER)
+    words = next(skill("words").documents(random.Random(1)))
+    tools = next(skill("toolworld").documents(random.Random(2)))
+    torch.manual_seed(5)
+    old, mistakes = model.Decoder(tiny.config).eval(), model.Mistakes(tiny.config)
+
+    def loss(known: tuple[bool, bool], anchor: Any) -> float:
+        batch = data.collate([encoder.row(words, known[0]), encoder.row(tools, known[1])])
+        with torch.inference_mode():
+            return float(train.losses(tiny, mistakes, batch, True, anchor)[0])
+
+    def share(document: Document) -> tuple[float, float]:
+        """Of the loss and of the distance from `old`, weighted, of one document."""
+        batch = data.collate([encoder.row(document)])
+        with torch.inference_mode():
+            mine, its = (
+                m.logits(m(batch.ids, batch.positions, batch.mask)[0].flatten(0, 1)[batch.where]).log_softmax(
+                    -1
+                )
+                for m in (tiny, old)
+            )
+        right = mine.gather(1, batch.target[:, None])[:, 0], mine.gather(1, batch.other[:, None])[:, 0]
+        own = -(batch.share * right[0] + (1 - batch.share) * right[1])
+        apart = (its.exp() * (its - mine)).sum(-1)
+        return float((own * batch.weight).sum()), float((apart * batch.weight).sum())
+
+    weight = float(data.collate([encoder.row(words), encoder.row(tools)]).weight.sum())
+    (own, apart), (new, _) = share(words), share(tools)
+    assert loss((False, False), old) == pytest.approx((own + new) / weight, rel=1e-5)
+    assert loss((True, False), old) == pytest.approx(((own + apart) / 2 + new) / weight, rel=1e-5)
+    assert loss((True, False), tiny) == pytest.approx((own / 2 + new) / weight, rel=1e-5)
+    assert loss((True, False), None) == pytest.approx((own + new) / weight, rel=1e-5)

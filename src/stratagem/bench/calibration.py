@@ -3,6 +3,10 @@
 Where samples are drawn in order until one scores at least tau, a run that draws all of them says what any tau would
 have given: its first sample that reaches tau, or else the best. So one set of runs tries every threshold on the
 same samples. (Manvi, Singh, Ermon 2024, arXiv 2410.02725.)
+
+The gain is that over one plain sample, which is what best-of-n is measured against. The first sample of an annealed
+run is none: it is greedy, and can alone be better than most. The later half of a run is drawn at all but the full
+temperature, and its mean accuracy is that of one plain sample.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ class Point:
     tau: float
     samples: float  # that count, of each problem
     accuracy: float
-    share: float  # of what all samples gain over the first
+    share: float  # of what all samples gain over a plain one
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +41,9 @@ class Calibration:
 
     points: tuple[Point, ...]  # ascending by tau, from one sample to all
     chosen: Point
-    first: Estimate  # accuracy of the first sample
-    gain: Estimate  # of all samples over the first
-    kept: Estimate  # of the chosen threshold over the first
+    one: Estimate  # accuracy of one plain sample
+    gain: Estimate  # of all samples over a plain one
+    kept: Estimate  # of the chosen threshold over a plain one
 
 
 def calibrate(runs: Sequence[Sequence[Sequence[Sample]]], verifier: str, target: float) -> Calibration:
@@ -51,7 +55,7 @@ def calibrate(runs: Sequence[Sequence[Sequence[Sample]]], verifier: str, target:
         target: in (0, 1].
 
     Raises:
-        DataError: there is no run, or all samples gain nothing over the first.
+        DataError: there is no run, or all samples gain nothing over a plain one.
     """
     flat = [run for problem in runs for run in problem]
     if not flat:
@@ -71,26 +75,27 @@ def calibrate(runs: Sequence[Sequence[Sequence[Sample]]], verifier: str, target:
         chosen = np.where(good.any(axis=1), stop, scores.argmax(axis=1))
         return _means(stop + 1.0, problem), _means(right[np.arange(len(flat)), chosen], problem)
 
-    first, best = _means(right[:, 0], problem), outcome(np.inf)[1]
-    gain = float(best.mean() - first.mean())
+    later = (np.arange(width) >= lengths[:, None] // 2) & (np.arange(width) < lengths[:, None])
+    one, best = _means((right * later).sum(axis=1) / later.sum(axis=1), problem), outcome(np.inf)[1]
+    gain = float(best.mean() - one.mean())
     if gain <= 0:
         raise DataError(
-            f"The best of {width} samples by {verifier} is right in {best.mean():.1%} of the runs, the first in "
-            f"{first.mean():.1%}: there is no gain to keep a share of.",
+            f"The best of {width} samples by {verifier} is right in {best.mean():.1%} of the runs, a plain one "
+            f"in {one.mean():.1%}: there is no gain to keep a share of.",
             remedy="Use another verifier, a stronger model as judge, or more problems.",
         )
     tried = [(float(tau), *outcome(tau)) for tau in _thresholds(scores)]
     points = [
-        Point(tau, float(samples.mean()), float(correct.mean()), float(correct.mean() - first.mean()) / gain)
+        Point(tau, float(samples.mean()), float(correct.mean()), float(correct.mean() - one.mean()) / gain)
         for tau, samples, correct in tried
     ]
     index = next(i for i, point in enumerate(points) if point.share >= target)
     return Calibration(
         tuple(points),
         points[index],
-        bootstrap_mean(first),
-        paired_difference(best, first),
-        paired_difference(tried[index][2], first),
+        bootstrap_mean(one),
+        paired_difference(best, one),
+        paired_difference(tried[index][2], one),
     )
 
 

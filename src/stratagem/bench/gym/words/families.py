@@ -23,7 +23,7 @@ Family = Callable[[Draft, int, int], tuple[Quantity, str]]
 """(draft, steps, distractors) -> (the quantity asked for, the question)."""
 
 
-SHUFFLED = 0.2
+SHUFFLED = 0.1
 """Share of the comparisons whose statements stand in any order: these have to be looked up, not just followed."""
 
 
@@ -415,12 +415,12 @@ def places(draft: Draft, steps: int, distractors: int) -> tuple[Quantity, str]:
 
 
 FAMILIES: dict[str, tuple[Family, float]] = {
-    "relations": (relations, 0.18),
-    "ages": (ages, 0.08),
-    "story": (story, 0.24),
-    "shopping": (shopping, 0.2),
-    "production": (production, 0.1),
-    "travel": (travel, 0.08),
-    "places": (places, 0.12),
+    "relations": (relations, 0.1),
+    "ages": (ages, 0.1),
+    "story": (story, 0.22),
+    "shopping": (shopping, 0.22),
+    "production": (production, 0.12),
+    "travel": (travel, 0.1),
+    "places": (places, 0.14),
 }
 """Each family with its share of the problems."""
