@@ -170,11 +170,13 @@ def batches(
     tokens: int,
     skip: int = 0,
     pool: int = 1024,
+    together: int = 1,
 ) -> Iterator[Batch]:
     """Batches of about `tokens` tokens of rows of like length, without end; `skip` go unused (for a resume).
 
     The order depends on the seed alone: pool k of documents, each with whether its kind is known, comes from
-    `stream(Random(seed, k))`.
+    `stream(Random(seed, k))`. `together` batches in turn are of like length: processes that take one each then wait
+    little for each other.
     """
     number = 0
     while True:
@@ -186,8 +188,9 @@ def batches(
             if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > tokens:
                 groups.append([])
             groups[-1].append(row)
-        rng.shuffle(groups)
-        for group in groups:
+        turns = [groups[i : i + together] for i in range(0, len(groups) - together + 1, together)]
+        rng.shuffle(turns)
+        for group in (group for turn in turns for group in turn):
             if skip:
                 skip -= 1
             else:

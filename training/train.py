@@ -287,6 +287,7 @@ def run(arguments: argparse.Namespace) -> Trainer:
         arguments.seed,
         arguments.tokens // world,
         trainer.step * world,
+        together=world,
     )
     source = itertools.islice(every, rank, None, world)
     limit = arguments.minutes * 60
