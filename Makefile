@@ -33,7 +33,7 @@ check: $(DEV)
 # All of them, also where one misses a goal; then it fails.
 bench: export PYTHONPATH := benchmarks
 bench: $(DEV)
-	failed=0; for each in overhead embedded scheduling speculation cost_model particles tools accuracy agents adaptive; do \
+	failed=0; for each in overhead embedded scheduling speculation cost_model particles tools accuracy agents adaptive allocation families; do \
 	    $(BIN)/python benchmarks/$$each.py || failed=1; \
 	done; exit $$failed
 

@@ -236,6 +236,7 @@ def _answered(run: Run, found: Answer) -> AgentState:
         "usage": usage,
         "run_id": run.run_id,
         "stopped": "budget" if run.ledger.refused else found.stopped,
+        "reason": run.ledger.refusal or found.reason,
     }
     return {"answer": found.model_copy(update=told).model_dump(mode="json"), "usage": asdict(usage)}
 

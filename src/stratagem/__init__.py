@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "stratagem.api": ("solve", "solve_sync"),
+    "stratagem.api": ("solve", "solve_all", "solve_sync"),
     "stratagem.core.connect": ("connect",),
     "stratagem.backends.vllm.connect": ("connect_vllm",),
     "stratagem.core.asking": ("Sampling",),
@@ -36,6 +36,8 @@ _HOME = {
     "stratagem.core.trace": ("JsonLines", "Trace"),
     "stratagem.core.usage": ("Usage",),
     "stratagem.strategies.adaptive_best_of_n": ("AdaptiveBestOfN",),
+    "stratagem.strategies.allocation": ("Allocation",),
+    "stratagem.strategies.auto": ("Auto", "Measured"),
     "stratagem.strategies.beam_search": ("BeamSearch",),
     "stratagem.strategies.best_first": ("BestFirst",),
     "stratagem.strategies.best_of_n": ("BestOfN",),
@@ -96,6 +98,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from stratagem.api import solve as solve
+    from stratagem.api import solve_all as solve_all
     from stratagem.api import solve_sync as solve_sync
     from stratagem.backends.vllm.connect import connect_vllm as connect_vllm
     from stratagem.core.asking import Sampling as Sampling
@@ -125,6 +128,9 @@ if TYPE_CHECKING:
     from stratagem.core.trace import Trace as Trace
     from stratagem.core.usage import Usage as Usage
     from stratagem.strategies.adaptive_best_of_n import AdaptiveBestOfN as AdaptiveBestOfN
+    from stratagem.strategies.allocation import Allocation as Allocation
+    from stratagem.strategies.auto import Auto as Auto
+    from stratagem.strategies.auto import Measured as Measured
     from stratagem.strategies.beam_search import BeamSearch as BeamSearch
     from stratagem.strategies.best_first import BestFirst as BestFirst
     from stratagem.strategies.best_of_n import BestOfN as BestOfN

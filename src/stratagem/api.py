@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from stratagem.core.budget import Budget, Ledger
 from stratagem.core.calling import Approval, Toolbox, Tooling
 from stratagem.core.connect import shipped
 from stratagem.core.errors import ConfigurationError
-from stratagem.core.execute import execute
+from stratagem.core.execute import execute, execute_all
 from stratagem.core.protocols import Strategy
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
@@ -87,6 +87,49 @@ async def solve(
             approve=approve,
         ),
     )
+
+
+async def solve_all(
+    questions: Iterable[str | Task],
+    strategy: Strategy | Mapping[str, Any] | str | Path = "allocation",
+    *,
+    llm: Backend | None = None,
+    judge: Backend | None = None,
+    models: Mapping[str, Backend] | None = None,
+    budget: Budget | str | None = None,
+    seed: int = 0,
+    trace: Callable[[int], Trace] | None = None,
+) -> list[Answer]:
+    """Answer many questions at the same time under one budget.
+
+    ``allocation`` spends it where it pays; another strategy is run on each question, and those that come too late
+    find the budget spent. Each answer is what :func:`solve` gives to that question with the same seed, but for how
+    much it was given.
+
+    Args:
+        budget: of all questions together. The others are those of :func:`solve`.
+        trace: gives the trace of each question, by its index; of a cancelled call, their ``partial`` are the best
+            answers so far.
+
+    Returns:
+        An answer to each question, in order. One that the budget has left without, or whose run has failed, is
+        empty, and its ``stopped`` and ``reason`` say why.
+
+    Raises:
+        ConfigurationError: what was given cannot be used; the message names it.
+        StratagemError: no question has an answer: why the first one has none.
+    """
+    tasks = [as_task(question) for question in questions]
+    chosen = strategy if isinstance(strategy, Strategy) else Strategy.load(strategy)
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    whole = Run(roles_of(llm, judge, models), ledger=Ledger(limits), seed=seed)
+
+    def own(index: int) -> Run:
+        run_id, of = new_run_id(), trace(index) if trace else Trace()
+        of.run_id = run_id
+        return Run(whole.models, ledger=whole.ledger.child(), seed=seed, trace=of, run_id=run_id)
+
+    return await execute_all(chosen, tasks, whole, [own(index) for index in range(len(tasks))])
 
 
 async def _stored(

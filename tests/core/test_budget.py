@@ -166,8 +166,8 @@ def test_nested_ledgers_charge_all_around() -> None:
             await outer.reserve(tokens(101))
         held.settle(used(45))
         assert outer.spent == inner.spent == used(45)
-        assert (outer.tokens_unspent(), inner.tokens_unspent()) == (55, 15)
-        outer.refused = False
+        assert (outer.left().tokens, inner.left().tokens) == (55, 15)
+        outer.refusal = ""
         with pytest.raises(BudgetExhausted, match="tokens=60"):
             await inner.reserve(tokens(16))
         assert inner.refused
@@ -230,7 +230,7 @@ def test_uncertain_tokens_are_charged_in_full() -> None:
         (await ledger.reserve(tokens(60))).settle(Usage(completion_tokens=10, uncertain_tokens=50, calls=1))
         with pytest.raises(BudgetExhausted):
             await ledger.reserve(tokens(41))
-        assert ledger.tokens_unspent() == 40
+        assert ledger.left().tokens == 40
 
     run(main())
 

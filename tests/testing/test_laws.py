@@ -123,7 +123,7 @@ async def proposes_late(task: Task, run: Run) -> Answer:
 
 
 async def skimps_in_silence(task: Task, run: Run) -> Answer:
-    left = run.ledger.tokens_unspent()
+    left = run.ledger.left().tokens
     n = 8 if left is None else max(1, min(8, left // 40))
     drawn = await run.sample(task, n, sampling=Sampling(max_tokens=20), task=task)
     return run.propose(Answer.of(drawn[-1], tuple(drawn)))

@@ -39,6 +39,7 @@ _WHY = {
     "budget": "stopped: budget",
     "deadline": "stopped: deadline",
     "cancelled": "stopped: cancelled",
+    "failed": "failed",
 }
 
 
@@ -110,6 +111,7 @@ def as_data(answer: sg.Answer, task: sg.Task, strategy: sg.Strategy, model: str,
         "text": answer.text,
         "confidence": answer.confidence,
         "stopped": answer.stopped,
+        "reason": answer.reason,
         "usage": {
             "tokens": usage.tokens,
             "prompt_tokens": usage.prompt_tokens,
@@ -182,4 +184,6 @@ def cost_line(answer: sg.Answer, strategy: sg.Strategy, model: str) -> Text:
     line = Text(SEPARATOR.join([*parts, ""]), style=DIM)
     line.append(_WHY[answer.stopped], style=DIM if answer.stopped == "complete" else f"not dim {BAD}")
     line.append(f"\n{model}{SEPARATOR}run {answer.run_id}", style=DIM)
+    if answer.reason:
+        line.append(f"\n{answer.reason}", style=f"not dim {BAD}")
     return line

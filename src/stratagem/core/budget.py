@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -138,7 +138,7 @@ class Ledger:
         self.parent = parent
         self.spent = Usage()
         self.reserved = Amount()
-        self.refused = False  # something was not done because it did not fit
+        self.refusal = ""  # why something was not done, where it did not fit
         self._clock = clock
         self._waiters: deque[_Waiter] = parent._waiters if parent else deque()
         own = math.inf if self.budget.seconds is None else clock() + self.budget.seconds
@@ -166,6 +166,11 @@ class Ledger:
         return all(ledger._fits_here(amount, reserved=reserved) for ledger in self._chain())
 
     @property
+    def refused(self) -> bool:
+        """Whether something was not done because it did not fit."""
+        return bool(self.refusal)
+
+    @property
     def seconds_left(self) -> float:
         """Until the deadline; infinite without one."""
         return self.deadline - self._clock()
@@ -187,12 +192,20 @@ class Ledger:
         """Whether a limit here or around is one of money."""
         return any(ledger.budget.money is not None for ledger in self._chain())
 
-    def tokens_unspent(self) -> int | None:
-        """Tokens not spent yet, here and around, reserved ones included; ``None`` without a limit."""
+    def left(self) -> Budget:
+        """What is not spent yet, here and around, with what is reserved; ``None`` where there is no limit."""
+        return Budget(
+            tokens=self._left("tokens"),
+            calls=self._left("calls"),
+            money=self._left("money"),
+            seconds=None if math.isinf(self.deadline) else max(0.0, self.seconds_left),
+        )
+
+    def _left(self, key: str) -> Any:
         left = [
-            ledger.budget.tokens - _charge(ledger.spent).tokens
+            getattr(ledger.budget, key) - getattr(_charge(ledger.spent), key)
             for ledger in self._chain()
-            if ledger.budget.tokens is not None
+            if getattr(ledger.budget, key) is not None
         ]
         return max(0, min(left)) if left else None
 
@@ -274,18 +287,19 @@ class Ledger:
     def refuse_time(self) -> BudgetExhausted:
         """The error for a deadline that has passed; marks the ledgers whose it is."""
         for ledger in self._chain():
-            ledger.refused |= ledger.time_is_up
+            if ledger.time_is_up:
+                ledger.refusal = "time is up"
         return BudgetExhausted("The budget is exhausted: time is up.")
 
     def _refuse(self, amount: Amount) -> BudgetExhausted:
         """The error for an amount that does not fit; marks the ledgers up to the one that is too small."""
-        tightest = self
-        for ledger in self._chain():
-            ledger.refused = True
-            if not ledger._fits_here(amount, reserved=True):
-                tightest = ledger
-                break
-        return BudgetExhausted(f"The budget is exhausted: {'; '.join(tightest._short_of(amount))}.")
+        chain = list(self._chain())
+        full = (i for i, ledger in enumerate(chain) if not ledger._fits_here(amount, reserved=True))
+        tightest = next(full, 0)
+        why = "; ".join(chain[tightest]._short_of(amount))
+        for ledger in chain[: tightest + 1]:
+            ledger.refusal = why
+        return BudgetExhausted(f"The budget is exhausted: {why}.")
 
     def _short_of(self, amount: Amount) -> Iterator[str]:
         """Each limit of this ledger that has no room for the amount, in words."""

@@ -11,6 +11,7 @@ from stratagem.core.component import Component
 from stratagem.core.task import Answer, Candidate, Task
 
 if TYPE_CHECKING:
+    from stratagem.core.errors import StratagemError
     from stratagem.core.run import Run
 
 
@@ -23,6 +24,17 @@ class Strategy(Component):
     @abstractmethod
     async def __call__(self, task: Task, run: Run) -> Answer:
         """Answer ``task``. Proposes its best so far to ``run``, so that it can be stopped at any time."""
+
+
+class Spreading(Strategy):
+    """A strategy that answers many tasks at once and decides how much each of them gets."""
+
+    @abstractmethod
+    async def spread(self, tasks: Sequence[Task], runs: Sequence[Run]) -> dict[int, StratagemError]:
+        """Answer ``tasks``, each in its own run, whose ledgers share a budget: propose to each its best so far.
+
+        Returns what kept which task from more than it got, by index. It raises what concerns all of them.
+        """
 
 
 @dataclass(frozen=True, slots=True)

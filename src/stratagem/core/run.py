@@ -392,7 +392,7 @@ class Run:
             try:
                 reservation = await self.ledger.reserve(once + each * n)
             except BudgetExhausted:
-                left = self.ledger.tokens_unspent()
+                left = self.ledger.left().tokens
                 if not shrink or left is None or not prompt_tokens < left < each.tokens:
                     raise
                 max_tokens = left - prompt_tokens

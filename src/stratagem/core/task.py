@@ -12,7 +12,7 @@ from stratagem.core.calling import Called
 from stratagem.core.extract import extract_answer
 from stratagem.core.usage import Usage
 
-Stopped = Literal["complete", "budget", "deadline", "cancelled"]
+Stopped = Literal["complete", "budget", "deadline", "cancelled", "failed"]
 
 
 class Task(BaseModel):
@@ -111,7 +111,8 @@ class Answer(BaseModel):
     candidates: tuple[Candidate, ...] = ()
     calls: tuple[Called, ...] = ()  # of tools, in order, with those that failed
     basis: tuple[str, ...] = ()  # names of the calls that the answer rests on
-    stopped: Stopped = "complete"
+    stopped: Stopped = "complete"  # failed: in a batch, where the others have their answers
+    reason: str = ""  # why it is not complete
     usage: Usage = Usage()
     seconds: float = 0.0
     run_id: str = ""

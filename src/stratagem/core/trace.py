@@ -142,6 +142,15 @@ class Proposed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen(Event):
+    """A strategy has chosen another one to go on with."""
+
+    type: ClassVar[str] = "chosen"
+    strategy: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """An event with its number, time (seconds since the epoch) and run."""
 
