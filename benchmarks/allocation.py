@@ -4,7 +4,7 @@ problems that it has never seen.
     python benchmarks/allocation.py [--limit 300] [--widths 2 4 8] [--verifiers step_judge restart votes]
 
 For each verifier and width, all problems get as many samples first (best-of-n, or the vote for `votes`). Then
-allocation gets all tokens that these have cost, prompts and judgements included, and spends them as it predicts gain.
+allocation gets all tokens that these have cost, prompts and judgements included, and spends them by predicted gain.
 Printed are both accuracies, the paired difference with its 95 % bootstrap interval over problems, and what
 allocation has spent of the tokens, all and decoded. Goal, over all verifiers and widths: on average at least as
 accurate at no more tokens.
