@@ -113,9 +113,9 @@ class _Nodes:
         is kept.
         """
         rounds = _rounds(state)
-        allowed: dict[str, bool] = {}
+        allowed: dict[str, bool | Mapping[str, Any]] = {}
 
-        async def approve(name: str, call: str) -> bool | None:
+        async def approve(name: str, call: str) -> bool | Mapping[str, Any] | None:
             return allowed.get(name) if self._asks else True
 
         while True:
@@ -172,7 +172,7 @@ def agent_graph(
             this process, which then has to live until an interrupted node goes on.
         ask_approval: a call of a destructive tool interrupts the graph, all that wait at once, with
             ``{"approve": [{"name": ..., "call": ...}, ...]}``; resume with ``Command(resume=True)``, or ``False``,
-            or ``{name: True, ...}``.
+            or ``{name: True, ...}``, where in place of ``True`` a mapping changes arguments of the call.
     """
     if isinstance(budget, str):
         budget = Budget.parse(budget)
@@ -202,18 +202,18 @@ class _Memory:
         return self._kept.setdefault(name, InMemory())
 
 
-def _decided(waiting: Mapping[str, str]) -> dict[str, bool]:
+def _decided(waiting: Mapping[str, str]) -> dict[str, bool | Mapping[str, Any]]:
     """What the resumed graph was told of each call that waits; told nonsense, it asks again."""
     asked: dict[str, Any] = {"approve": [{"name": name, "call": call} for name, call in waiting.items()]}
     while True:
         answer = interrupt(asked)
         told = answer if isinstance(answer, Mapping) else dict.fromkeys(waiting, answer)
-        allowed = {name: bool(told[name]) for name in waiting if isinstance(told.get(name), bool)}
+        allowed = {name: told[name] for name in waiting if isinstance(told.get(name), bool | Mapping)}
         if len(allowed) == len(waiting):
             return allowed
         asked["error"] = (
             f"{answer!r} does not say what is allowed. Resume with Command(resume=True), or False, or a mapping of "
-            f"each of {', '.join(waiting)} to one of them."
+            f"each of {', '.join(waiting)} to one of them, or to a mapping of arguments to change."
         )
 
 

@@ -14,10 +14,10 @@ from pydantic import Field
 
 from stratagem.core.asking import Sampling
 from stratagem.core.backend import Constraint, Message
-from stratagem.core.calling import Called, Toolbox
+from stratagem.core.calling import Called, Toolbox, shortened
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
-from stratagem.core.errors import ConfigurationError, ContextLengthError
+from stratagem.core.errors import BudgetExhausted, ConfigurationError, ContextLengthError
 from stratagem.core.native import as_call
 from stratagem.core.prompts import NATIVE
 from stratagem.core.protocols import Strategy
@@ -148,13 +148,37 @@ class Agent(Strategy):
         """One turn: calls start while the model still writes the rest."""
         lines = Lines()
         async with task_group() as group:
-            calling = group.create_task(run.call(lines, known=known(rounds), named=self._named))
+            calling = group.create_task(self._call(task, run, lines, rounds))
             said = await self.write(task, run, rounds, note, lines)
             lines.close()
             if run.best is None:
                 # A plan is more than nothing, should the time run out.
                 run.propose(Answer.of(Candidate(said)))
         return self._round(said, rounds, calling.result())
+
+    async def _call(self, task: Task, run: Run, lines: Lines, rounds: Sequence[Round]) -> list[Called]:
+        async def instead(name: str, call: str, error: str) -> str | None:
+            return await self.instead(task, run, rounds, f"{name} = {call}", f"{name} failed: {error}")
+
+        ask = instead if self._named else None
+        return await run.call(lines, known=known(rounds), named=self._named, instead=ask)
+
+    async def instead(
+        self, task: Task, run: Run, rounds: Sequence[Round], call: str, failure: str
+    ) -> str | None:
+        """Another call in place of one that failed, while the rest of the plan goes on; ``None``: the model writes
+        none, or the budget does not hold the question."""
+        talk = self.talk(task, run.toolbox(), rounds)
+        sampling = await self._sampling(run, f"(?:{run.toolbox().pattern()}|{ANSWER})")
+        try:
+            [candidate] = await run.sample(
+                (*talk, Message("assistant", call), Message("user", shortened(failure, self.result_limit))),
+                sampling=replace(sampling, stop=("\n",)),
+            )
+        except (BudgetExhausted, ContextLengthError):
+            return None
+        line = candidate.text.strip()
+        return line if self.called(line) is not None and line != call else None
 
     @property
     def _named(self) -> bool:
@@ -213,7 +237,8 @@ class Agent(Strategy):
         return "\n".join(kept)
 
     async def act(self, run: Run, said: str, rounds: Sequence[Round]) -> Round:
-        """Make the calls of a turn that is already written (see :meth:`turn`, which does both at once)."""
+        """Make the calls of a turn that is already written (:meth:`turn` does both at once). The model is
+        not asked for others in place of those that fail: where this is run again, it would be paid again."""
         lines = Lines()
         self._hand_on(said.split("\n"), lines)
         lines.close()
@@ -221,7 +246,7 @@ class Agent(Strategy):
 
     async def conclude(self, task: Task, run: Run, rounds: Sequence[Round]) -> Round:
         """The last turn: it has to answer."""
-        sampling = await self._sampling(run, ANSWER)
+        sampling = replace(await self._sampling(run, ANSWER), calls=self.format != "native")
         messages = self.talk(task, run.toolbox(), rounds, ANSWER_NOW)
         try:
             [candidate] = await run.sample(messages, sampling=sampling)

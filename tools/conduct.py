@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from stratagem.core.calling import shortened
@@ -20,12 +20,13 @@ from stratagem.tools.tool import Failed, Tool, Value
 
 Pay: TypeAlias = Callable[[float], Awaitable[Callable[[float], None]]]
 """(the most that a call can cost) -> what to tell its real cost."""
-Approve: TypeAlias = Callable[[Call, Mapping[str, Any]], Awaitable[bool | None]]
-"""(a call of a destructive tool, its arguments) -> whether it may be made; ``None``: not decided yet."""
+Approve: TypeAlias = Callable[[Call, Mapping[str, Any]], Awaitable[bool | Mapping[str, Any] | None]]
+"""(a call of a destructive tool, its arguments) -> whether it may be made, or those of its arguments that are to be
+others; ``None``: not decided yet."""
 Hold: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 """Holds a permit while a tool runs, and only then: not while somebody is asked."""
-Ask: TypeAlias = Callable[[Call, Failed], Awaitable[Mapping[str, Any] | None]]
-"""(a call that failed, how) -> other arguments for it, or ``None`` to let it fail."""
+Ask: TypeAlias = Callable[[Call, Failed], Awaitable[tuple[Tool, Mapping[str, Any]] | None]]
+"""(a call that failed, how) -> the tool and the arguments to try in its place, or ``None`` to let it fail."""
 
 _BEGUN = "begun"
 _SHOWN = 1000  # characters of a call in a trace
@@ -71,8 +72,8 @@ class CallJournal:
             ), 1
         found = json.loads(text)
         if "why" in found:
-            return Failed(found["why"], found["message"]), found["attempts"]
-        return Value(found["data"], 0), found["attempts"]
+            return Failed(found["why"], found["message"], made=found.get("made", "")), found["attempts"]
+        return Value(found["data"], 0, made=found.get("made", "")), found["attempts"]
 
     async def begin(self, key: str) -> None:
         """Write down that a call begins, before it does."""
@@ -85,6 +86,8 @@ class CallJournal:
             if isinstance(outcome, Value)
             else {"why": outcome.why, "message": outcome.message}
         )
+        if outcome.made:
+            told["made"] = outcome.made
         await self.kept.remember({key: json.dumps({**told, "attempts": outcome.attempts})})
 
 
@@ -127,19 +130,21 @@ class Conduct:
             and _may_repeat(tool, attempts, outcome)
             and (asked := await self.ask(call, outcome)) is not None
         ):
-            outcome = await self._otherwise(call, tool, asked, results, hold)
+            tool, arguments = asked
+            call = call.model_copy(update={"tool": tool.name, "arguments": dict(arguments)})
+            outcome = await self._otherwise(call, tool, arguments, results, hold)
             attempts += outcome.attempts
-        if isinstance(outcome, Value):
-            return Value(outcome.data, attempts, outcome.failure)
-        return Failed(outcome.why, outcome.message, outcome.error, attempts)
+        return replace(outcome, attempts=attempts)
 
     async def _otherwise(
         self, call: Call, tool: Tool, arguments: Mapping[str, Any], results: Mapping[str, Any], hold: Hold
     ) -> Value | Failed:
+        made = write(call.model_copy(update={"arguments": dict(arguments)}), {tool.name: tool})
         filled = call.filled(results, arguments)
         if isinstance(filled, Failed):
-            return filled
-        return await self._once(call, tool, filled, self.key(tool, filled), hold)
+            return replace(filled, made=made)
+        outcome = await self._once(call, tool, filled, self.key(tool, filled), hold)
+        return replace(outcome, made=outcome.made or made)
 
     async def _once(
         self, call: Call, tool: Tool, arguments: Mapping[str, Any], key: str | None, hold: Hold
@@ -183,8 +188,34 @@ class Conduct:
             allowed = await self.approve(call, arguments)
             if allowed is None:
                 return Failed("waiting", f"{tool.name} waits to be allowed.")
+            if isinstance(allowed, Mapping):
+                return await self._changed(call, tool, {**arguments, **allowed}, hold, key)
             if not allowed:
                 return Failed("refused", f"{tool.name} was not allowed.")
+        return await self._begun(call, tool, arguments, checked, hold, key)
+
+    async def _changed(
+        self, call: Call, tool: Tool, arguments: Mapping[str, Any], hold: Hold, key: str | None
+    ) -> Value | Failed:
+        """Make a call as whoever allowed it has changed it. It stays one call, kept under the plan's arguments."""
+        made = write(call.model_copy(update={"arguments": dict(arguments)}), {tool.name: tool})
+        checked = tool.check(arguments)
+        if isinstance(checked, Failed):
+            message = f"the changed arguments do not fit: {checked.message}"
+            return replace(checked, message=message, made=made)
+        return replace(await self._begun(call, tool, arguments, checked, hold, key), made=made)
+
+    async def _begun(
+        self,
+        call: Call,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        checked: Mapping[str, Any],
+        hold: Hold,
+        key: str | None,
+    ) -> Value | Failed:
+        """Pay for a call that may be made, and make it."""
+        destructive = tool.effect == "destructive"
         retries = 0 if destructive else call.retries
         most = tool.cost * (1 + (tool.retries if retries is None else retries))
         async with hold():

@@ -89,6 +89,7 @@ def schema_tool(
         0.0,
         effect,
         max_bytes,
+        "skip",
         tuple(secrets),
         arguments,
         _Anything(),  # type: ignore[arg-type]

@@ -57,6 +57,7 @@ class Failed:
     error: BaseException | None = field(default=None, repr=False)
     """What was raised, whole: with its cause, group and traceback, and what secrets it holds."""
     attempts: int = 0  # how often the function was begun
+    made: str = field(default="", compare=False)  # in the plan notation, where it is not the call of the plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Value:
     data: Any
     attempts: int = 1  # how often the function was begun: 0 where the result is another call's
     failure: Failed | None = None  # why ``data`` is the default that the call names
+    made: str = field(default="", compare=False)  # as in :class:`Failed`
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +93,7 @@ class Tool:
     cost: float
     effect: Effect
     max_bytes: int
+    on_failure: Literal["skip", "ask"]
     secrets: tuple[str, ...] = field(repr=False)
     _arguments: Mapping[str, TypeAdapter[Any]]
     _result: TypeAdapter[Any]
@@ -342,6 +345,7 @@ def tool(
     cost: float = 0.0,
     effect: Effect = "destructive",
     max_bytes: int = 100_000,
+    on_failure: Literal["skip", "ask"] = "skip",
     needs: Sequence[str] = (),
     secrets: Sequence[str] = (),
 ) -> Callable[[Callable[..., Any]], Tool]: ...
@@ -362,6 +366,8 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         effect: what a second call with the same arguments does. Equal calls of a ``read_only`` tool are made once
             in a plan; an ``idempotent`` one may be repeated; a ``destructive`` one (the default) is never retried.
         max_bytes: of a result as JSON in UTF-8; a larger one is a failure.
+        on_failure: what an agent does when a call fails for good: ``ask`` the model for another call in its place,
+            while the rest of the plan goes on, or ``skip`` what takes its result until the next turn.
         needs: environment variables, such as keys, that the function reads. Their values are masked in results,
             failures and traces.
         secrets: further values to mask there.
@@ -387,6 +393,7 @@ def _made(
     cost: float = 0.0,
     effect: Effect = "destructive",
     max_bytes: int = 100_000,
+    on_failure: Literal["skip", "ask"] = "skip",
     needs: Sequence[str] = (),
     secrets: Sequence[str] = (),
 ) -> Tool:
@@ -430,6 +437,7 @@ def _made(
         cost,
         effect,
         max_bytes,
+        on_failure,
         (*(os.environ[each] for each in needs), *secrets),
         arguments,
         result,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stratagem.core.budget import Amount, Ledger
-from stratagem.core.calling import Approval, Called
+from stratagem.core.calling import Approval, Called, Instead
 from stratagem.core.usage import Usage
 from stratagem.tools.conduct import Approve, CallJournal, Conduct
 from stratagem.tools.dag import Call, Problem, duplicate
@@ -62,7 +63,13 @@ class Toolbox:
         return pattern(self.tools.values(), named=named)
 
     async def call(
-        self, lines: AsyncIterable[str], run: Run, *, known: Mapping[str, Any], named: bool = True
+        self,
+        lines: AsyncIterable[str],
+        run: Run,
+        *,
+        known: Mapping[str, Any],
+        named: bool = True,
+        instead: Instead | None = None,
     ) -> list[Called]:
         """See :meth:`stratagem.core.calling.Toolbox.call`."""
         written: list[Call | Problem] = []
@@ -71,7 +78,7 @@ class Toolbox:
         async def calls() -> AsyncIterator[Call | Problem]:
             async for line in lines:
                 if line.strip():
-                    call = parse(line, self.tools, name=None if named else f"call{len(texts) + 1}")
+                    call = self._read(line, None if named else f"call{len(texts) + 1}")
                     written.append(call)
                     texts.append(line.strip())
                     yield call
@@ -85,15 +92,38 @@ class Toolbox:
                 journal=None if run.kept is None else CallJournal(run.kept, run.occurrence),
                 trace=run.trace,
                 approve=self._approve if run.approve is None else partial(_approved, run.approve, self.tools),
+                ask=None if instead is None else partial(self._other, instead),
             ),
         )
         report = await execution.run(calls())
         return _called(written, texts, self.tools, report)
 
+    def _read(self, line: str, name: str | None) -> Call | Problem:
+        """The call that a line writes, which does after a failure what its tool says."""
+        call = parse(line, self.tools, name=name)
+        if isinstance(call, Problem) or call.tool not in self.tools:
+            return call
+        return call.model_copy(update={"on_failure": self.tools[call.tool].on_failure})
+
+    async def _other(
+        self, instead: Instead, call: Call, failed: Failed
+    ) -> tuple[Tool, Mapping[str, Any]] | None:
+        line = await instead(call.id, write(call, self.tools), failed.message)
+        if line is None:
+            return None
+        found = parse(_NAMED.sub("", line, count=1), self.tools, name=call.id)
+        if isinstance(found, Problem) or found.tool not in self.tools:
+            return None
+        return self.tools[found.tool], found.arguments
+
+
+_NAMED = re.compile(r"\s*[A-Za-z_]\w*\s*=(?!=)")
+"""The left side of a line of a plan."""
+
 
 async def _approved(
     approve: Approval, tools: Mapping[str, Tool], call: Call, arguments: Mapping[str, Any]
-) -> bool | None:
+) -> bool | Mapping[str, Any] | None:
     return await approve(call.id, write(call.model_copy(update={"arguments": dict(arguments)}), tools))
 
 
@@ -130,7 +160,7 @@ def _one(call: Call, tools: Mapping[str, Tool], report: Report) -> Called:
         seconds = timing.ended - timing.started
     return Called(
         call.id,
-        write(call, tools),
+        write(call, tools) if isinstance(outcome, Skipped) or not outcome.made else outcome.made,
         call.tool,
         result=outcome.data if isinstance(outcome, Value) else None,
         error=outcome.message if isinstance(outcome, Failed) else "",

@@ -103,6 +103,8 @@ def completion(
     """
     caps = dialect.caps
     body = chat(request.messages, dialect, request.tools)
+    if not request.calls:
+        body["tool_choice"] = "none"  # the tools stay in the prompt, which so stays in the prefix cache
     body[dialect.limit_name] = request.max_tokens
     body["top_p"] = request.top_p
     if len(indices) > 1:

@@ -12,7 +12,9 @@ from stratagem.testing.loops import run
 from stratagem.testing.toy import ToyModel
 
 NARROW = sg.Measured(strategy=sg.Direct(), accuracy=0.5, low=0.4, tokens=20, calls=1, seconds=1)
-MIDDLE = sg.Measured(strategy=sg.SelfConsistency(n=3, max_tokens=20), accuracy=0.7, low=0.6, tokens=200, calls=3, seconds=2)
+MIDDLE = sg.Measured(
+    strategy=sg.SelfConsistency(n=3, max_tokens=20), accuracy=0.7, low=0.6, tokens=200, calls=3, seconds=2
+)
 LUCKY = sg.Measured(strategy=sg.BestOfN(n=3), accuracy=0.8, low=0.5, tokens=200, calls=6, seconds=4)
 WIDE = sg.Measured(strategy=sg.SelfConsistency(n=9), accuracy=0.8, low=0.7, tokens=600, calls=9, seconds=3)
 AUTO = sg.Auto(measured=(WIDE, NARROW, LUCKY, MIDDLE))

@@ -99,6 +99,15 @@ def test_one_call_at_a_time() -> None:
     assert [c.result for c in answer.calls] == [3]
 
 
+def test_the_last_turn_may_call_nothing() -> None:
+    """The tools stay in the prompt, for the prefix cache; the server is told that none may be called."""
+    script = Script(call("size", of="pen"), call("size", of="lamp"))
+    answer = solve(script, strategy=sg.DivideThenAggregate(format="native", rounds=1))
+    assert [request.body.get("tool_choice") for request in script.seen] == [None, "none"]
+    assert script.seen[1].body["tools"] == script.seen[0].body["tools"]
+    assert [c.result for c in answer.calls] == [3]
+
+
 def test_a_run_that_is_resumed_asks_for_nothing_twice(tmp_path: Path) -> None:
     script = Script(call("size", of="pen"), "The answer is 3.")
 

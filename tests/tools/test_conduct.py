@@ -234,11 +234,11 @@ def test_whoever_made_the_plan_is_asked_and_only_its_dependants_wait() -> None:
     asked: list[tuple[str, str]] = []
     order: list[str] = []
 
-    async def ask(one: Call, failed: Failed) -> Mapping[str, Any] | None:
+    async def ask(one: Call, failed: Failed) -> tuple[sg.Tool, Mapping[str, Any]] | None:
         asked.append((one.id, failed.message))
         await asyncio.sleep(1.0)  # in virtual time
         order.append("told")
-        return {"x": 5} if one.id == "a" else None
+        return (bench.tools()["read_only"], {"x": 5}) if one.id == "a" else None
 
     bench = Bench(1)
     calls = [
@@ -375,9 +375,9 @@ def test_a_permit_is_free_while_somebody_is_asked() -> None:
             await decided.wait()
             return True
 
-        async def ask(one: Call, failed: Failed) -> Mapping[str, Any]:
+        async def ask(one: Call, failed: Failed) -> tuple[sg.Tool, Mapping[str, Any]]:
             await told.wait()
-            return {"x": 4}
+            return tools["read_only"], {"x": 4}
 
         bench = Bench(1)
         tools = bench.tools()

@@ -20,7 +20,9 @@ async def choose(folder: Path, path: Path) -> int:
     results = await asyncio.to_thread(Results.read, folder)
     auto = await asyncio.to_thread(choose_from, results)
     problems = count(len(results.problems), "problem")
-    header = f"# By stratagem choose: {problems} of {results.manifest['data']}; costs cover nine runs in ten.\n"
+    header = (
+        f"# By stratagem choose: {problems} of {results.manifest['data']}; costs cover nine runs in ten.\n"
+    )
     text = header + yaml.safe_dump(auto.dump(), sort_keys=False)
     try:
         await asyncio.to_thread(path.write_text, text, encoding="utf-8")

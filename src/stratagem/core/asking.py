@@ -32,3 +32,4 @@ class Sampling:
     logprobs: int | None = None
     constraint: Constraint | None = None
     tools: str = ""  # see Request
+    calls: bool = True  # see Request

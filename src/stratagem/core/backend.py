@@ -75,15 +75,17 @@ class Request:
     priority: int = 0  # smaller runs first, where the server schedules by priority
     tools: str = ""
     """JSON list of the tools that the model may call natively, as OpenAI's ``tools`` lists them. In texts a call
-    is a
-    line as in :mod:`stratagem.core.native`; the results are messages of the role ``tool``, in the order of
+    is a line as in :mod:`stratagem.core.native`; the results are messages of the role ``tool``, in the order of
     calls."""
+    calls: bool = True  # whether it may call any of ``tools`` now
 
     def key(self) -> str:
         """Content address of completion 0: hex SHA-256 of all that decides its text."""
         data = asdict(replace(self, n=1, priority=0))
         if not self.tools:
             del data["tools"]  # as before there were any
+        if self.calls:
+            del data["calls"]
         return _digest(data)
 
     def sibling(self, index: int) -> Request:

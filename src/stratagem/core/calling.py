@@ -45,8 +45,11 @@ class Called:
         return shortened(json.dumps(self.result, ensure_ascii=False), limit)
 
 
-Approval: TypeAlias = Callable[[str, str], Awaitable[bool | None]]
-"""(a call's name, the call with its arguments filled in) -> whether it may be made; ``None``: not decided yet."""
+Approval: TypeAlias = Callable[[str, str], Awaitable[bool | Mapping[str, Any] | None]]
+"""(a call's name, the call with its arguments filled in) -> whether it may be made, or arguments to change in it
+before; ``None``: not decided yet."""
+Instead: TypeAlias = Callable[[str, str, str], Awaitable[str | None]]
+"""(a call's name, the call, why it failed) -> a line with another call in its place; ``None``: there is none."""
 
 
 def shortened(text: str, limit: int | None) -> str:
@@ -87,12 +90,19 @@ class Toolbox(Protocol):
         ...
 
     async def call(
-        self, lines: AsyncIterable[str], run: Run, *, known: Mapping[str, Any], named: bool = True
+        self,
+        lines: AsyncIterable[str],
+        run: Run,
+        *,
+        known: Mapping[str, Any],
+        named: bool = True,
+        instead: Instead | None = None,
     ) -> list[Called]:
         """Make the calls that the lines write, each as soon as its line and what it takes are there.
 
-        ``known`` are results of earlier plans by name. Not ``named``: each line is a right side alone. Gives what
-        became of every line, in order; a call that fails is data, not an exception.
+        ``known`` are results of earlier plans by name. Not ``named``: each line is a right side alone. ``instead``
+        is asked once for each call that fails of a tool that says so. Gives what became of every line, in order; a
+        call that fails is data, not an exception.
 
         Raises:
             BudgetExhausted: the run's money does not pay for a call.

@@ -41,7 +41,7 @@ from stratagem.core.backend import (
     Stream,
 )
 from stratagem.core.budget import Amount, Budget, Ledger, Reservation, holding
-from stratagem.core.calling import Approval, Called, Toolbox
+from stratagem.core.calling import Approval, Called, Instead, Toolbox
 from stratagem.core.choosing import first_letters_differ, scored_mass, token_mass
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import (
@@ -161,6 +161,7 @@ class Run:
             logprobs=sampling.logprobs,
             constraint=sampling.constraint,
             tools=sampling.tools,
+            calls=sampling.calls,
         )
         # Asking for log-probabilities draws nothing else: strategies that do share samples with those that don't.
         key = f"{role}/{replace(request, logprobs=None).key()}"
@@ -317,10 +318,15 @@ class Run:
         return self.tools
 
     async def call(
-        self, lines: AsyncIterable[str], *, known: Mapping[str, Any] | None = None, named: bool = True
+        self,
+        lines: AsyncIterable[str],
+        *,
+        known: Mapping[str, Any] | None = None,
+        named: bool = True,
+        instead: Instead | None = None,
     ) -> list[Called]:
         """Make the calls of tools that the lines write (see :class:`Toolbox`), also while they still arrive."""
-        return await self.toolbox().call(lines, self, known=known or {}, named=named)
+        return await self.toolbox().call(lines, self, known=known or {}, named=named, instead=instead)
 
     async def map(self, function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:
         """``function`` of all items at the same time, results in order; the first failure cancels the rest."""

@@ -185,7 +185,7 @@ class Writer:
             out["token_ids"] = self._ids(choice.tokens)
         if self.endpoint == "chat":
             out["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
-            if self.body.tools and (calls := tool_calls(choice.text)):
+            if self.body.calls and (calls := tool_calls(choice.text)):
                 out["finish_reason"] = "tool_calls"
                 out["message"] |= {
                     "content": choice.text.partition("<tool_call>")[0].strip() or None,
@@ -267,7 +267,7 @@ class Writer:
             out["token_ids"] = self._ids(tokens)
         if self.endpoint == "chat":
             out["delta"] = {"content": text}
-            if self.body.tools and "<tool_call>" in choice.text:
+            if self.body.calls and "<tool_call>" in choice.text:
                 out["delta"] = self._called(choice, choice.visible(before), choice.visible(decoded))
                 out["finish_reason"] = "tool_calls" if finished else None
             out["logprobs"] = self._chat_logprobs(tokens)

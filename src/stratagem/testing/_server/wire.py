@@ -112,6 +112,12 @@ class Body(BaseModel):
     include_stop_str_in_output: bool = False
     return_token_ids: bool = False
     tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none"] = "auto"
+
+    @property
+    def calls(self) -> bool:
+        """Whether what a model writes as calls of tools is given as such."""
+        return bool(self.tools) and self.tool_choice != "none"
 
     @property
     def continuous_usage(self) -> bool:
