@@ -14,7 +14,7 @@ import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
@@ -169,7 +169,7 @@ def agent_graph(
         budget: limits of tokens, calls and money of the whole thread; ``seconds`` are those of one node.
         seed: the same seed gives the same answer as the strategy by itself.
         keep: where finished calls of a round are kept, by its name, as ``Journal("runs.sqlite").of``; by default in
-            this process, which then has to live until an interrupted node goes on.
+            this process, the last 1,000 rounds: it has to live until an interrupted node goes on.
         ask_approval: a call of a destructive tool interrupts the graph, all that wait at once, with
             ``{"approve": [{"name": ..., "call": ...}, ...]}``; resume with ``Command(resume=True)``, or ``False``,
             or ``{name: True, ...}``, where in place of ``True`` a mapping changes arguments of the call.
@@ -193,13 +193,18 @@ def agent_graph(
 
 
 class _Memory:
-    """Keeps the calls of rounds in this process."""
+    """Keeps the calls of the last rounds in this process: those of a round that waits so long are made anew."""
+
+    MOST: ClassVar[int] = 1000
 
     def __init__(self) -> None:
         self._kept: dict[str, InMemory] = {}
 
     def of(self, name: str) -> InMemory:
-        return self._kept.setdefault(name, InMemory())
+        kept = self._kept[name] = self._kept.pop(name, None) or InMemory()
+        while len(self._kept) > self.MOST:
+            del self._kept[next(iter(self._kept))]
+        return kept
 
 
 def _decided(waiting: Mapping[str, str]) -> dict[str, bool | Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ from stratagem.tools.schema_tool import schema_tool
 from stratagem.tools.tool import Effect, Failed, Tool, toolbox
 
 if TYPE_CHECKING:
+    import httpx2
     import mcp.types as types
     from mcp import Client
     from mcp.server.lowlevel import Server
@@ -36,6 +37,8 @@ async def mcp_tools(
     server: str | Sequence[str],
     *,
     env: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    auth: httpx2.Auth | None = None,
     timeout: float = 30.0,  # noqa: ASYNC109 - of each call later on
     connect_timeout: float = 30.0,
     secrets: Sequence[str] = (),
@@ -45,6 +48,9 @@ async def mcp_tools(
     Args:
         server: the URL of one, or the command that starts one, which then ends with the block.
         env: further environment of that command, which else gets the few variables that are safe to pass on.
+        headers: sent to a URL with each request, as ``{"Authorization": "Bearer ..."}``. Their values are masked as
+            ``secrets`` are.
+        auth: signs requests to a URL, as the OAuth providers of the library do.
         timeout: seconds of each call.
         connect_timeout: seconds until the server has told its tools.
         secrets: values, such as those of ``env``, to mask in results, failures and traces.
@@ -66,7 +72,16 @@ async def mcp_tools(
         raise ConfigurationError(
             f"{public(server)!r} is no URL of an MCP server.", remedy="Give a URL, or a command as a list."
         )
-    connected = _Server(lambda: Client(where))
+    if headers or auth is not None:
+        if not isinstance(server, str):
+            raise ConfigurationError(
+                "headers and auth are for the URL of an MCP server.",
+                remedy="Give a command its secrets by env.",
+            )
+        secrets = (*secrets, *_parts(headers or {}))
+    connected = _Server(
+        lambda: Client(_over_http(server, headers, auth) if isinstance(server, str) else where)
+    )
     try:
         try:
             async with asyncio.timeout(connect_timeout):
@@ -76,12 +91,30 @@ async def mcp_tools(
                 f"The MCP server {_shown(server)} did not answer within {connect_timeout:g} s."
             ) from error
         except Exception as error:  # what the library raises for it is not one tree
-            raise ConfigurationError(
-                f"The MCP server {_shown(server)} cannot be used: {_cause(root_cause(error), server)}."
-            ) from error
+            why = _cause(root_cause(error), server, secrets)
+            raise ConfigurationError(f"The MCP server {_shown(server)} cannot be used: {why}.") from error
         yield [_of(connected, each, timeout, secrets) for each in listed]
     finally:
         await connected.leave()
+
+
+@asynccontextmanager
+async def _over_http(
+    url: str, headers: Mapping[str, str] | None, auth: httpx2.Auth | None
+) -> AsyncIterator[Any]:
+    from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
+
+    async with (
+        create_mcp_http_client(headers=dict(headers or {}), auth=auth) as client,
+        streamable_http_client(url, http_client=client) as streams,
+    ):
+        yield streams
+
+
+def _parts(headers: Mapping[str, str]) -> Iterator[str]:
+    """What to mask of the headers: their values, and what stands after a scheme such as Bearer."""
+    for value in headers.values():
+        yield from (value, value.rpartition(" ")[2])
 
 
 class _Server:
@@ -309,9 +342,8 @@ def _effect(told: types.Tool) -> Effect:
 
 
 def _closed(error: Exception) -> bool:
-    """Whether the library says that the connection or the session is gone; servers use its codes for errors of
-    their
-    own."""
+    """Whether the library says that the connection or the session is gone; servers use its codes for their own
+    errors."""
     from mcp import MCPError
     from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST
 
@@ -323,6 +355,10 @@ def _shown(server: str | Sequence[str]) -> str:
     return public(server) if isinstance(server, str) else repr(server[0])
 
 
-def _cause(error: BaseException, server: str | Sequence[str]) -> str:
+def _cause(error: BaseException, server: str | Sequence[str], secrets: Sequence[str]) -> str:
     told = f"{type(error).__name__}: {error}".rstrip(".: ")
-    return told.replace(server, public(server)) if isinstance(server, str) else told
+    if isinstance(server, str):
+        told = told.replace(server, public(server))
+    for secret in sorted(secrets, key=len, reverse=True):
+        told = told.replace(secret, "***") if secret else told
+    return told
