@@ -27,6 +27,7 @@ from stratagem.core.errors import BackendError
 from stratagem.core.usage import Prices, Usage
 
 CHAT = "/chat/completions"
+_NO_PRIORITIES = "riority scheduling is not enabled"
 
 
 def _hand_back(lease: Lease, _task: object) -> None:
@@ -104,7 +105,7 @@ class Call:
         """
         pending = list(indices)
         async with task_group() as group:
-            with self.sender.endpoint.permits.claim(len(pending)) as claim:
+            with self.sender.endpoint.permits.claim(len(pending), self.plan.request.priority) as claim:
                 while pending:
                     lease = await claim.take()
                     while lease.count:
@@ -124,8 +125,9 @@ class Call:
 
     async def _part(self, part: Part, number: int) -> None:
         self._live.add(part)
+        endpoint = self.sender.endpoint
         try:
-            await self.sender.endpoint.admitted()
+            await endpoint.admitted()
             await self.sender.attempt(
                 lambda attempt: self._once(part, attempt),
                 model=self.plan.dialect.caps.model,
@@ -135,7 +137,10 @@ class Call:
         except Failed as failed:
             self._close(part)
             missing = self._missing(part)
-            if missing:
+            if missing and endpoint.schedules and _NO_PRIORITIES in str(failed.failure.error):
+                endpoint.schedules = False  # it refused the request for that alone, unheard
+                await self.draw(missing, number)
+            elif missing:
                 await self.sender.wait(failed, number + 1, self.tally)
                 await self.draw(missing, number + 1)
             return
@@ -159,6 +164,8 @@ class Call:
         # Chunks that nobody reads cost the client time. Half of the slack is for what is decoded and not yet told.
         every = 1 if plan.deltas else max(1, plan.abort_slack // 2)
         body = completion(plan.request, indices, plan.dialect, stream=plan.stream, every=every)
+        if plan.dialect.vllm and endpoint.schedules and plan.request.priority:
+            body["priority"] = plan.request.priority
         if plan.stream:
             async with endpoint.events(CHAT, body, attempt) as chunks:
                 async for chunk in chunks:

@@ -80,6 +80,7 @@ class Endpoint:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self.permits = Permits(settings.permits)
+        self.schedules = True  # by priority, until it says that it does not
         self._paused_until = 0.0
         self._resume: asyncio.TimerHandle | None = None
         self._open = asyncio.Event()

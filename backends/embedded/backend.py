@@ -248,7 +248,8 @@ class EmbeddedBackend:
                 logprobs=request.logprobs,
                 grammar=await shared.grammar(request.constraint) if request.constraint else None,
             )
-            return engine.submit(await shared.render(request.messages), sampling, request.n, want)
+            prompt = await shared.render(request.messages)
+            return engine.submit(prompt, sampling, request.n, want, request.priority)
         except ValueError as error:
             raise RejectedError(f"{self.name}: {error}.") from error
 

@@ -127,8 +127,17 @@ class Engine:
         """Compile a constraint (see :class:`Grammar`); thread-safe, and slow for large schemas."""
         return Grammar(self._words, kind, value)
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling, n: int = 1, want: Want = "result") -> Handle:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        n: int = 1,
+        want: Want = "result",
+        priority: int = 0,
+    ) -> Handle:
         """Draw ``n`` completions of ``prompt``, sample i with seed + i. Call it in an event loop.
+
+        Of what waits for room, the smallest ``priority`` is begun first.
 
         A completion ends where the context is full, if ``max_tokens`` does not end it before.
 
@@ -138,7 +147,7 @@ class Engine:
         if n < 1:
             raise ValueError(f"n must be at least 1; it is {n}")
         self._fits(len(prompt), 1)
-        return self._start(Job(prompt, sampling, n, want=want))
+        return self._start(Job(prompt, sampling, n, want=want, priority=priority))
 
     def score(
         self,
@@ -188,7 +197,7 @@ class Engine:
 
         def add() -> None:
             self._handles[job] = handle
-            self._scheduler.waiting.append(job)
+            self._scheduler.enter(job)
 
         self._command(add)
         return handle

@@ -77,6 +77,7 @@ class Job:
     top: int = 0  # likeliest tokens to report beside scored ones
     prompt_logprobs: bool = False
     want: Want = "result"
+    priority: int = 0  # smaller is admitted first
     spent: Spent = field(default_factory=Spent)
     started: int = 0  # children that have begun
     live: int = 0  # children being decoded or scored

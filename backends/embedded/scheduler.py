@@ -75,6 +75,13 @@ class Scheduler:
         self._jobs: dict[Job, _Prompt] = {}  # admitted, oldest first
         self._active: list[_Sequence] = []  # children
 
+    def enter(self, job: Job) -> None:
+        """Put a job in line, behind those of its priority."""
+        at = len(self.waiting)
+        while at and self.waiting[at - 1].priority > job.priority:
+            at -= 1
+        self.waiting.insert(at, job)
+
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""

@@ -468,3 +468,33 @@ def test_a_grammar_that_breaks_fails_its_own_request_only(engine: Engine) -> Non
 def test_impossible_sampling_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         Sampling(**{field: value})  # type: ignore[arg-type]
+
+
+def test_the_urgent_is_begun_before_what_waits(folder: Path) -> None:
+    """With room for two, and what it gives does not depend on when it came in."""
+
+    async def main() -> None:
+        engine = Engine(folder, threads=1, max_running=2)
+        try:
+            ended: list[str] = []
+
+            async def ask_for(name: str, priority: int) -> Sample:
+                sampling = Sampling(max_tokens=20, temperature=1.0, seed=3)
+                sample = (
+                    await engine.submit(ask(engine, name), sampling, priority=priority).result()
+                ).samples[0]
+                ended.append(name)
+                return sample
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(ask_for(f"sample {i}", 0)) for i in range(8)]
+                await asyncio.sleep(0)
+                urgent = group.create_task(ask_for("judge", -1))
+            assert ended.index("judge") <= 3, ended
+            alone = await one(engine, ask(engine, "judge"), Sampling(max_tokens=20, temperature=1.0, seed=3))
+            assert urgent.result().tokens == alone.tokens
+            assert len(tasks) == 8
+        finally:
+            engine.close()
+
+    asyncio.run(main())

@@ -72,6 +72,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+_FIRST = -1
+"""Priority of what judges are asked, before samples: other work waits for them, and they are short."""
+
+
 @dataclass(slots=True)
 class _Call:
     """A call under way: where its cost is counted, and whether a journal answered it."""
@@ -162,6 +166,7 @@ class Run:
             constraint=sampling.constraint,
             tools=sampling.tools,
             calls=sampling.calls,
+            priority=_FIRST if role == JUDGE else 0,
         )
         # Asking for log-probabilities draws nothing else: strategies that do share samples with those that don't.
         key = f"{role}/{replace(request, logprobs=None).key()}"

@@ -238,6 +238,10 @@ class SimulatedServer:
         s = self.settings
         body, data = parse_body(s.flavour, endpoint, exchange.request.body)
         self._check_model(body.model)
+        record.priority = int(data.get("priority", 0))
+        if record.priority and not s.priorities:
+            said = f"Got priority {data['priority']} but Priority scheduling is not enabled."
+            raise bad_request(s.flavour, said, "priority")
         if s.ignores_n:
             body.n = 1
         if s.ignores_logprobs:

@@ -87,6 +87,7 @@ class Record:
     stream: bool
     n: int
     received_at: float
+    priority: int = 0
     fault: Fault | None = None
     outcome: Outcome = "running"
     status: int = 0  # 0: nothing was sent

@@ -19,6 +19,9 @@ class SimSettings(BaseModel):
     ignores_n: bool = Field(
         default=False, description="give one completion whatever n says, as some servers do"
     )
+    priorities: bool = Field(
+        default=True, description="take priorities; without, refuse any but 0, as vLLM may"
+    )
     ignores_logprobs: bool = Field(default=False, description="give no log-probabilities, as some servers do")
     reward: bool = Field(default=False, description="serve a reward model: rewards, no completions")
     max_model_len: int = Field(default=8192, ge=1)
