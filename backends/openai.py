@@ -17,6 +17,7 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -132,6 +133,15 @@ class OpenAIBackend:
         self._endpoints: dict[asyncio.AbstractEventLoop, Endpoint] = {}
         self._counts: OrderedDict[tuple[Message, ...], int] = OrderedDict()
         self._tokenizing: SingleFlight[tuple[Message, ...], tuple[int, ...]] = SingleFlight()
+
+    def for_model(self, model: str) -> OpenAIBackend:
+        """Another model of the same server, such as a LoRA adapter, for another role: ``models={"judge":
+        llm.for_model("judge")}``. Both share connections, permits and rate; closing one closes them."""
+        other = copy(self)
+        other._model = model
+        other._counts = OrderedDict()
+        other._tokenizing = SingleFlight()
+        return other
 
     @property
     def name(self) -> str:

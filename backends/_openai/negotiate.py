@@ -44,7 +44,9 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
         )
     probe = {"model": name, "messages": [{"role": "user", "content": "a"}]}
     counted = await _optional(sender, settings.root + "/tokenize", probe)
-    context = card.get("max_model_len")
+    # An adapter has the context of the model that it adapts.
+    base = next((each for each in cards if each["id"] == card.get("parent")), card)
+    context = base.get("max_model_len")
     tokenize = counted is not None and isinstance(counted.get("count"), int)
     return Dialect(
         Capabilities(

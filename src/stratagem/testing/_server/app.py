@@ -154,11 +154,13 @@ class SimulatedServer:
         match request.method, request.path:
             case "GET", "/v1/models":
                 self._authorize(exchange)
-                card: dict[str, object] = {"id": s.model, "object": "model", "created": int(time.time())}
-                card |= (
-                    {"owned_by": "vllm", "max_model_len": s.max_model_len} if vllm else {"owned_by": "sim"}
-                )
-                exchange.send_json(200, {"object": "list", "data": [card]})
+                head: dict[str, object] = {"object": "model", "created": int(time.time())}
+                head["owned_by"] = "vllm" if vllm else "sim"
+                length = {"max_model_len": s.max_model_len} if vllm else {}
+                adapted: dict[str, object] = {"max_model_len": None, "parent": s.model} if vllm else {}
+                cards = [{"id": s.model, **head, **length}]
+                cards += [{"id": name, **head, **adapted} for name in s.adapters]
+                exchange.send_json(200, {"object": "list", "data": cards})
             case "GET", "/health" if vllm:
                 exchange.send(200, b"", {})
             case "GET", "/version" if vllm:
@@ -202,7 +204,7 @@ class SimulatedServer:
         missing = model is None and self.settings.flavour == "openai"
         if missing:
             raise bad_request(self.settings.flavour, "you must provide a model parameter", "model")
-        if model is not None and model != self.settings.model:
+        if model is not None and model not in (self.settings.model, *self.settings.adapters):
             raise unknown_model(self.settings.flavour, str(model))
 
     async def _complete(self, exchange: Exchange, endpoint: Endpoint) -> None:

@@ -13,6 +13,9 @@ class SimSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535, description="0: a free one")
     model: str = "sim"
+    adapters: tuple[str, ...] = Field(
+        default=(), description="further models, listed as LoRA adapters of the first"
+    )
     api_key: str | None = Field(default=None, description="refuse requests without this key")
     flavour: Flavour = Field(default="vllm", description="vllm, or openai: without vLLM's extensions")
     tokenize: bool = Field(default=True, description="offer vLLM's /tokenize")
