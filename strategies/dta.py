@@ -24,6 +24,12 @@ class DivideThenAggregate(Agent):
     kind: ClassVar[str] = "dta"
 
     system: str = parameter(DIVIDE, "Stands before the list of tools.", min_length=1)
+    rounds: int = parameter(
+        4,
+        "Most turns with calls; then it has to answer, as it has after a turn that told nothing new.",
+        ge=1,
+        search=(1, 8),
+    )
     calls: int = parameter(16, "Most calls of a round.", ge=1)
 
     @property

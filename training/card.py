@@ -30,8 +30,8 @@ questions get text of the same kind, and wrong answers. Its judges are trained o
 at the temperature below, not on other models' text.
 
 **Known weakness.** The step judge ranks well and says too low a probability (its ECE below): compare its scores, do
-not read them as shares. The test split was made easier twice, until one of 16 samples was right nine times in ten on
-the split `dev`: 2-5 steps; then fewer steps, and fewer questions of relations and of shuffled statements.
+not read them as shares. The test split was made easier twice, until one of 16 samples was right nine times in ten
+on the split `dev`: 2-5 steps; then fewer steps, and fewer questions of relations and of shuffled statements.
 
 ## Architecture
 `LlamaForCausalLM`, hidden {hidden_size}, {num_hidden_layers} layers, {num_attention_heads} query and
