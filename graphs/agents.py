@@ -201,7 +201,7 @@ class _Memory:
         self._kept: dict[str, InMemory] = {}
 
     def of(self, name: str) -> InMemory:
-        kept = self._kept[name] = self._kept.pop(name, None) or InMemory()
+        kept = self._kept[name] = self._kept.pop(name) if name in self._kept else InMemory()
         while len(self._kept) > self.MOST:
             del self._kept[next(iter(self._kept))]
         return kept

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST_PAGES = 100  # of a list of tools
+_CONNECT = 30.0  # seconds to connect, and to send
 _PARTING = 3.0  # seconds that a server has to let go of a connection
 
 
@@ -102,10 +103,13 @@ async def mcp_tools(
 async def _over_http(
     url: str, headers: Mapping[str, str] | None, auth: httpx2.Auth | None
 ) -> AsyncIterator[Any]:
-    from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
 
+    # An answer may take as long as the call, which has a limit of its own.
+    limits = httpx2.Timeout(_CONNECT, read=None)
     async with (
-        create_mcp_http_client(headers=dict(headers or {}), auth=auth) as client,
+        httpx2.AsyncClient(headers=dict(headers or {}), auth=auth, timeout=limits) as client,
         streamable_http_client(url, http_client=client) as streams,
     ):
         yield streams

@@ -109,13 +109,17 @@ async def _spread(
     answers: list[Answer] = []
     for at, own in enumerate(runs):
         stopped, reason = _cut_short(own) or ("complete", "")
-        error = errors.pop(at, None) or BudgetExhausted(f"The budget is exhausted: {run.ledger.refusal}.")
-        if not isinstance(error, BudgetExhausted):
-            stopped, reason = "failed", error.message
+        why = (
+            errors.pop(at)
+            if at in errors
+            else BudgetExhausted(f"The budget is exhausted: {run.ledger.refusal}.")
+        )
+        if not isinstance(why, BudgetExhausted):
+            stopped, reason = "failed", why.message
         elif own.best is None:
-            stopped, reason = "budget", error.message
+            stopped, reason = "budget", why.message
         if own.best is None:
-            errors[at] = error
+            errors[at] = why
         event = _finished(own, stopped, started)
         answers.append(_with_cost(own.best or Answer(text=""), stopped, reason, event, own))
     return answers
