@@ -212,8 +212,11 @@ def _decided(waiting: Mapping[str, str]) -> dict[str, bool | Mapping[str, Any]]:
     asked: dict[str, Any] = {"approve": [{"name": name, "call": call} for name, call in waiting.items()]}
     while True:
         answer = interrupt(asked)
-        told = answer if isinstance(answer, Mapping) else dict.fromkeys(waiting, answer)
-        allowed = {name: told[name] for name in waiting if isinstance(told.get(name), bool | Mapping)}
+        told: Mapping[str, Any] = answer if isinstance(answer, Mapping) else dict.fromkeys(waiting, answer)
+        allowed: dict[str, bool | Mapping[str, Any]] = {}
+        for name in waiting:
+            if isinstance(one := told.get(name), bool | Mapping):
+                allowed[name] = one
         if len(allowed) == len(waiting):
             return allowed
         asked["error"] = (

@@ -74,7 +74,8 @@ def drawn(answers: Sequence[sg.Answer]) -> Mapping[str, float]:
 def test_it_beats_the_same_for_all_at_equal_samples(verifier: sg.Verifier | None) -> None:
     """Of three equal parts easy, even and hopeless, uniform spending of 4 samples wastes most of two thirds."""
     uniform: Any = sg.BestOfN(n=4, verifier=verifier) if verifier else sg.SelfConsistency(n=4)
-    gains = []
+    gains: list[float] = []
+    answers: list[sg.Answer] = []
     for seed in range(8):
         same = run(sg.solve_all(QUESTIONS, uniform, llm=ToyModel(language), seed=seed))
         told = sg.Allocation(n=16, least=0.0, verifier=verifier, max_tokens=22)
