@@ -105,7 +105,7 @@ class Call:
         """
         pending = list(indices)
         async with task_group() as group:
-            with self.sender.endpoint.permits.claim(len(pending), self.plan.request.priority) as claim:
+            with self.sender.endpoint.permits.claim(len(pending)) as claim:
                 while pending:
                     lease = await claim.take()
                     while lease.count:

@@ -9,7 +9,7 @@ from typing import Self
 
 
 class Permits:
-    """So many sequences may be decoded at the same time; first come, first served, the urgent before all others.
+    """So many sequences may be decoded at the same time; first come, first served.
 
     Work-conserving: no permit is idle while somebody waits. Who wants several gets what is free now and stays
     first in line for the rest.
@@ -20,9 +20,9 @@ class Permits:
         self.free = total
         self._line: deque[Claim] = deque()
 
-    def claim(self, wanted: int, priority: int = 0) -> Claim:
-        """A claim on so many permits, to be used as a context; those of a smaller priority stand before it."""
-        return Claim(self, wanted, priority)
+    def claim(self, wanted: int) -> Claim:
+        """A claim on so many permits, to be used as a context."""
+        return Claim(self, wanted)
 
     def give(self, count: int) -> None:
         """Hands permits back and passes them on to those who wait."""
@@ -35,11 +35,7 @@ class Permits:
                 self._line.popleft()
 
     def enter(self, claim: Claim) -> None:
-        # From the end: it is short, and most have the same priority.
-        at = len(self._line)
-        while at and self._line[at - 1].priority > claim.priority:
-            at -= 1
-        self._line.insert(at, claim)
+        self._line.append(claim)
         self._serve()
 
     def leave(self, claim: Claim) -> None:
@@ -50,9 +46,8 @@ class Permits:
 class Claim:
     """A wish for permits; leaving the context gives back what was granted and not taken."""
 
-    def __init__(self, permits: Permits, wanted: int, priority: int) -> None:
+    def __init__(self, permits: Permits, wanted: int) -> None:
         self._permits = permits
-        self.priority = priority
         self._missing = wanted
         self._granted = 0
         self._waiting: asyncio.Future[None] | None = None
