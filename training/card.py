@@ -36,7 +36,7 @@ on the split `dev`: 2-5 steps; then fewer steps, and fewer questions of relation
 ## Architecture
 `LlamaForCausalLM`, hidden {hidden_size}, {num_hidden_layers} layers, {num_attention_heads} query and
 {num_key_value_heads} key/value heads of {head_dim}, feed-forward {intermediate_size}, tied embeddings, RoPE theta
-{rope_theta:,.0f}, {max_position_embeddings:,} positions (trained on under 500), float16 weights
+{rope_theta:,.0f}, {max_position_embeddings:,} positions (trained on under 700), float16 weights
 ({megabytes:.1f} MB). Byte-level BPE of {vocab_size:,} tokens: any UTF-8 text round-trips, every digit and newline
 is one token.
 
