@@ -20,7 +20,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from stratagem.core import postgres
+from stratagem.core import postgres, sqlite
 from stratagem.core.errors import ConfigurationError, MissingExtraError, StoreError
 
 
@@ -107,12 +107,11 @@ def damaged(name: str, why: str) -> StoreError:
 async def _sqlite(path: Path, patience: float) -> AsyncIterator[Store]:
     try:
         # aiosqlite's own way to open leaves, where that fails, a thread that outlives the event loop.
-        opened = await asyncio.to_thread(sqlite3.connect, path, timeout=patience, check_same_thread=False)
+        opened = await asyncio.to_thread(sqlite.connect, path, patience=patience)
+        opened.isolation_level = "DEFERRED"  # the saver commits what it writes itself
         async with aiosqlite.Connection(lambda: opened, iter_chunk_size=64) as connection:
             saver = AsyncSqliteSaver(connection, serde=_PlainData(str(path)))
             await saver.setup()
-            # A power cut may cost the last checkpoints, which a resumed run makes again; a kill costs none.
-            await connection.execute("PRAGMA synchronous = NORMAL")
             yield Store(saver, str(path), (sqlite3.Error,), path=path)
     except sqlite3.Error as error:
         raise _failed(str(path), error) from None

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from stratagem.core import postgres
+from stratagem.core import postgres, sqlite
 from stratagem.core.errors import MissingExtraError, StoreError
 
 T = TypeVar("T")
@@ -101,13 +101,8 @@ class Sqlite(Database):
         return (sqlite3.Error,)
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            self.name, timeout=_LOCKED_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        db = sqlite.connect(self.name, patience=_LOCKED_SECONDS)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
-            # Without a sync per write: the log survives the process, not a power cut, and stays whole in both.
-            db.execute("PRAGMA synchronous = NORMAL")
             db.execute(_TABLE + " WITHOUT ROWID")
         except sqlite3.Error:
             db.close()

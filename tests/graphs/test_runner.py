@@ -365,6 +365,18 @@ def test_a_file_that_another_process_has_locked(tmp_path: Path) -> None:
     assert within(path, lambda runner: runner.resume("a", toy())).value
 
 
+def test_a_new_file_that_many_open_at_once(tmp_path: Path) -> None:
+    async def open_it(path: Path) -> None:
+        async with Runner(path) as runner:
+            await runner.runs()
+
+    async def main() -> None:
+        for name in range(40):
+            await asyncio.gather(*[open_it(tmp_path / f"{name}.sqlite") for _ in range(8)])
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("kind", ["pickle", "json"])
 def test_a_store_never_runs_what_it_holds(tmp_path: Path, kind: str) -> None:
     path, trap = tmp_path / "runs.sqlite", tmp_path / "sprung"
