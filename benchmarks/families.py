@@ -62,7 +62,7 @@ FAMILIES: Mapping[str, Mapping[str, tuple[str, Widths]]] = {
         "best-of-n": ("best_of_n", _by("n", 2, 4, 8, 16, 32)),
         "best-of-n by restart": ("best_of_n", _by("n", 4, 16, verifier="restart")),
         "adaptive": ("adaptive_best_of_n", _by("n", 4, 16, verifier="step_judge")),
-        "pruned": ("pruned_best_of_n", _by("n", 8, 16, 32, verifier="step_judge")),
+        "pruned": ("pruned_best_of_n", _by("n", 8, 16, 32, verifier="restart")),
         "tournament": ("tournament", _by("n", 4)),
     },
     "steps": {

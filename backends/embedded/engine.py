@@ -99,7 +99,8 @@ class Engine:
         block_bytes = config.layers * 2 * config.kv_heads * config.head_dim * BLOCK * 4
         # Two at least: a prompt waits in one place while its samples are decoded in the other.
         running = max(2, min(max_running, KV_BYTES // (per_context * block_bytes)))
-        self._limits = running * per_context, running, max_batch
+        urgent = running // 4
+        self._limits = (running + urgent) * per_context, running, max_batch, urgent
         self._threads = threads or blas_threads()
         ends = sorted(config.end | {self.tokenizer.end})
         self._words = LLTokenizer(self.tokenizer.json, n_vocab=config.vocabulary, eos_token=ends)
@@ -108,9 +109,9 @@ class Engine:
 
     def _reset(self) -> None:
         """Nothing runs: as it begins, and in a forked process, which has none of its parent's threads."""
-        blocks, running, max_batch = self._limits
+        blocks, *limits = self._limits
         cache = self.model.new_cache(blocks)
-        self._scheduler = Scheduler(self.model, self.tokenizer, cache, running, max_batch)
+        self._scheduler = Scheduler(self.model, self.tokenizer, cache, *limits)
         self._wake = threading.Condition()
         self._commands: list[Callable[[], None]] = []
         self._handles: dict[Job, Handle] = {}  # of jobs not ended; the driver's
@@ -137,7 +138,8 @@ class Engine:
     ) -> Handle:
         """Draw ``n`` completions of ``prompt``, sample i with seed + i. Call it in an event loop.
 
-        Of what waits for room, the smallest ``priority`` is begun first.
+        Of what waits for room, the smallest ``priority`` is begun first; a quarter of the room is kept beside for
+        what is below 0.
 
         A completion ends where the context is full, if ``max_tokens`` does not end it before.
 

@@ -53,18 +53,26 @@ class _Prompt:
 class Scheduler:
     """Sequences of all jobs over one model and cache.
 
-    At most ``max_running`` sequences decode at a time; a step computes at most ``max_batch`` tokens (more only
-    if that many sequences decode, so that prompts still get on). Wants a cache that holds ``max_running`` contexts.
+    At most ``max_running`` sequences decode at a time, and ``urgent`` more of jobs with a priority below 0: others
+    wait for what they say, and would hold what these wait for. A step computes at most ``max_batch`` tokens (more
+    only if that many sequences decode, so that prompts still get on). Wants a cache that holds the contexts of all.
     """
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, cache: BlockCache, max_running: int, max_batch: int
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        cache: BlockCache,
+        max_running: int,
+        max_batch: int,
+        urgent: int = 0,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.cache = cache
         self.max_running = max_running
         self.max_batch = max_batch
+        self.urgent = urgent
         self.end = model.config.end | {tokenizer.end}
         self.waiting: deque[Job] = deque()
         self.total = Spent()
@@ -114,7 +122,7 @@ class Scheduler:
     def step(self) -> None:
         """Admit, compute one batch, decide what follows for each sequence in it."""
         self.steps += 1
-        while self.waiting and sum(max(1, job.open) for job in self._jobs) < self.max_running:
+        while self.waiting and self._room(self.waiting[0]):
             job = self.waiting.popleft()
             self._jobs[job] = _Prompt(_Sequence(job, -1, list(job.prompt), end=len(job.prompt)))
         batch = self._compose()
@@ -130,6 +138,10 @@ class Scheduler:
                 self._spawn(job, prompt, prompt.logits, ready)
         if ready:
             self._decide(ready)
+
+    def _room(self, job: Job) -> bool:
+        most = self.max_running + (self.urgent if job.priority < 0 else 0)
+        return sum(max(1, other.open) for other in self._jobs) < most
 
     # -- what to compute -------------------------------------------------------------------------------
 
