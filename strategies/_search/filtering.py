@@ -148,6 +148,6 @@ def _begun(filter: Filter[Partial]) -> Weighted:
     begun = [
         (particle.states[-1], w)
         for particle, w in zip(filter.particles, filter.log_weights, strict=True)
-        if particle.states and particle.states[-1].steps
+        if particle.states and (particle.states[-1].steps or particle.states[-1].ended)  # one may be empty
     ]
     return [pair for pair in begun if pair[0].ended] or begun

@@ -18,7 +18,7 @@ from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy, Verifier
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
-from stratagem.core.trace import Record, Retried, Trace
+from stratagem.core.trace import CallFinished, Record, Retried, Trace
 from stratagem.core.usage import Usage
 from stratagem.testing.loops import StepLoop
 
@@ -49,7 +49,7 @@ class Leaves(Strategy):
 
 
 def strategies(n: int, max_tokens: int = 20, *, beside: bool = True) -> list[Strategy]:
-    """Each strategy, with each kind of judge, of ``n`` samples or somewhat fewer.
+    """Each strategy but the agents, with each kind of judge, of ``n`` samples or somewhat fewer.
 
     ``beside``: one asks a judge while it holds a stream, which a model with a single permit cannot answer.
     """
@@ -63,6 +63,27 @@ def strategies(n: int, max_tokens: int = 20, *, beside: bool = True) -> list[Str
         {"kind": "weighted_vote", "n": few, "by": "verifier", "verifier": "judge"},
         {"kind": "best_of_n", "n": n},
         {"kind": "best_of_n", "n": few, "verifier": "restart"},
+        {"kind": "adaptive_best_of_n", "n": n, "tau": 0.8, "parallel": 2},
+        {"kind": "pruned_best_of_n", "n": n, "every": 1, "margin": 0.1},
+        {"kind": "pruned_best_of_n", "n": few, "unit": "token", "checkpoints": (2, 4)},
+        {"kind": "early_stopping_consistency", "n": n, "ahead": 2},
+        {"kind": "deep_confidence", "n": n, "warmup": 2, "window": 2, "ahead": True},
+        {"kind": "self_certainty", "n": few},
+        {"kind": "rpc", "n": n},
+        {"kind": "tournament", "n": few},
+        {"kind": "debate", "n": 2},
+        {"kind": "self_refine"},
+        {"kind": "critique_revise", "verifier": "judge"},
+        {"kind": "dynamic_prompting"},
+        {"kind": "step_best_of_n", "n": few},
+        {"kind": "beam_search", "beams": 2, "width": 2, "verifier": "restart"},
+        {"kind": "dvts", "trees": 2, "width": 2},
+        {"kind": "best_first", "width": 2, "expansions": 4, "parallel": 2},
+        {"kind": "mcts", "simulations": 3, "width": 2, "parallel": 2},
+        {"kind": "particle_filtering", "n": n},
+        {"kind": "particle_filtering", "n": n, "together": 2, "ess": 0.8, "verifier": "restart"},
+        {"kind": "particle_gibbs", "n": 2, "iterations": 2},
+        {"kind": "parallel_tempering", "n": 2, "iterations": 2, "temperatures": (1.0, 2.0)},
     )
     loaded = [Strategy.load({"max_tokens": max_tokens, **each}) for each in settings]
     return [*loaded, Leaves(n=few, judged=beside), Leaves(n=1, pieces=2, judged=False)]
@@ -81,7 +102,8 @@ class Ended:
     def undisturbed(self) -> bool:
         """Whether every call of it ended well: none was stopped, and none sent again that may have been billed."""
         again = any(event.maybe_billed for event in self.trace.of(Retried))
-        return not (self.cut or again or isinstance(self.strategy, Leaves))
+        stopped = any(event.error for event in self.trace.of(CallFinished))
+        return not (self.cut or again or stopped or isinstance(self.strategy, Leaves))
 
 
 async def random_run(backend: Backend, strategy: Strategy, number: int, rng: random.Random) -> Ended:

@@ -227,6 +227,16 @@ def test_a_model_that_never_ends_is_ended_at_its_most_steps() -> None:
     assert answer.candidates[0].token_count == strategy.max_tokens
 
 
+@pytest.mark.parametrize("data", [*KINDS, {"kind": "particle_filtering", "n": 3, "answer": "best"}], ids=_id)
+def test_a_model_that_says_nothing_at_times(data: dict[str, Any]) -> None:
+    strategy = Strategy.load({**data, "verifier": Rated(constant=0.5)})
+    silent = asyncio.run(solve(TASK, strategy, llm=ToyModel({"": {"": 1.0}})))
+    assert (silent.text, silent.value) == ("", None)
+    at_times = ToyModel({"": {"": 0.5, ONE: 0.5}})
+    answers = [asyncio.run(solve(TASK, strategy, llm=at_times, seed=seed)) for seed in range(8)]
+    assert "1" in {answer.value for answer in answers}
+
+
 def test_small_groups_do_not_wait_for_the_slowest() -> None:
     """In virtual time, a hundredth of a second a token."""
 
