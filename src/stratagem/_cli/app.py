@@ -34,6 +34,16 @@ KeyEnv = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Environment variable with the API key.", rich_help_panel=_MODEL),
 ]
+Roles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--role",
+        metavar="ROLE=URL[#MODEL]",
+        help="Another server for a role: judge, or what a verifier names; reward and reward-... are reward models "
+        "on vLLM's pooling endpoints. Repeatable.",
+        rich_help_panel=_MODEL,
+    ),
+]
 Limit = Annotated[
     str | None,
     typer.Option(
@@ -135,6 +145,7 @@ def solve(
     base_url: BaseUrl = None,
     model: Model = None,
     api_key_env: KeyEnv = None,
+    roles: Roles = None,
     budget: Limit = None,
     price_in: PriceIn = None,
     price_out: PriceOut = None,
@@ -171,6 +182,7 @@ def solve(
             build_strategy,
             config_file,
             connect,
+            connect_roles,
             load_tools,
             read_question,
             using,
@@ -189,10 +201,12 @@ def solve(
         source = strategy or "self_consistency" if config is None else config_file(config)
         chosen = build_strategy(source, settings or ())
         limits = None if budget is None else Budget.parse(budget)
+        others = connect_roles(roles or (), api_key_env)
         answer = partial(
             run,
             read_question(question),
             chosen,
+            others=others,
             tools=None if tools is None else load_tools(tools),
             budget=limits,
             seed=seed,
@@ -201,7 +215,9 @@ def solve(
             as_json=as_json,
             trace_file=trace,
         )
-        return using(connect(base_url, model, api_key_env, price_in, price_out), answer)
+        return using(
+            connect(base_url, model, api_key_env, price_in, price_out, others=others), answer, others
+        )
 
     finish(command, debug)
 
@@ -263,6 +279,7 @@ def bench(
     base_url: BaseUrl = None,
     model: Model = None,
     api_key_env: KeyEnv = None,
+    roles: Roles = None,
     budget: Limit = None,
     price_in: PriceIn = None,
     price_out: PriceOut = None,
@@ -280,23 +297,27 @@ def bench(
 
         from stratagem._cli.bench import bench as run
         from stratagem._cli.bench import build_strategies
-        from stratagem._cli.settings import connect, using
+        from stratagem._cli.settings import connect, connect_roles, using
         from stratagem.bench.data import load
         from stratagem.core.budget import Budget
 
         chosen = build_strategies(strategies, settings or ())
         problems = load(task, limit=limit, skip_broken=skip_broken)
+        others = connect_roles(roles or (), api_key_env)
         compare = partial(
             run,
             problems,
             chosen,
+            others=others,
             out=Path(out),
             seeds=seeds,
             budget=None if budget is None else Budget.parse(budget),
             concurrency=concurrency,
             as_json=as_json,
         )
-        return using(connect(base_url, model, api_key_env, price_in, price_out), compare)
+        return using(
+            connect(base_url, model, api_key_env, price_in, price_out, others=others), compare, others
+        )
 
     finish(command, debug)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stratagem._cli.app import _LIMITS, AsJson, BaseUrl, Debug, KeyEnv, Model, finish
+from stratagem._cli.app import _LIMITS, AsJson, BaseUrl, Debug, KeyEnv, Model, Roles, finish
 
 
 def calibrate(
@@ -35,6 +35,7 @@ def calibrate(
     base_url: BaseUrl = None,
     model: Model = None,
     api_key_env: KeyEnv = None,
+    roles: Roles = None,
     concurrency: Annotated[
         int, typer.Option(metavar="N", min=1, help="Runs at the same time.", rich_help_panel=_LIMITS)
     ] = 16,
@@ -47,21 +48,23 @@ def calibrate(
         from pathlib import Path
 
         from stratagem._cli.calibrate import calibrate as run
-        from stratagem._cli.settings import build_strategy, connect, using
+        from stratagem._cli.settings import build_strategy, connect, connect_roles, using
         from stratagem.bench.data import load
 
         chosen = build_strategy(strategy, settings or ())
         problems = load(task, limit=limit)
+        others = connect_roles(roles or (), api_key_env)
         find = partial(
             run,
             problems,
             chosen,
+            others=others,
             out=Path(out),
             target=target,
             seeds=seeds,
             concurrency=concurrency,
             as_json=as_json,
         )
-        return using(connect(base_url, model, api_key_env), find)
+        return using(connect(base_url, model, api_key_env, others=others), find, others)
 
     finish(command, debug)

@@ -70,6 +70,7 @@ async def bench(
     strategies: Mapping[str, sg.Strategy],
     llm: sg.Backend,
     *,
+    others: Mapping[str, sg.Backend],
     out: Path,
     seeds: int,
     budget: sg.Budget | None,
@@ -77,8 +78,9 @@ async def bench(
     as_json: bool,
 ) -> int:
     """Run, print the table, write the report, and give the exit code."""
+    models = {**others, "policy": llm}
     results, board, code = await measure(
-        problems, strategies, llm, out=out, seeds=seeds, budget=budget, concurrency=concurrency
+        problems, strategies, models, out=out, seeds=seeds, budget=budget, concurrency=concurrency
     )
     summary = await asyncio.to_thread(summarise, results)
     report = out / _REPORT
@@ -94,7 +96,7 @@ async def bench(
 async def measure(
     problems: Dataset,
     strategies: Mapping[str, sg.Strategy],
-    llm: sg.Backend,
+    models: Mapping[str, sg.Backend],
     *,
     out: Path,
     seeds: int,
@@ -122,7 +124,7 @@ async def measure(
             results = await run_bench(
                 problems,
                 strategies,
-                {"policy": llm},
+                models,
                 out=out,
                 seeds=range(seeds),
                 budget=budget,

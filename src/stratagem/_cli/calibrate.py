@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +31,7 @@ async def calibrate(
     strategy: sg.Strategy,
     llm: sg.Backend,
     *,
+    others: Mapping[str, sg.Backend],
     out: Path,
     target: float,
     seeds: int,
@@ -44,8 +46,9 @@ async def calibrate(
         )
     exhaustive = sg.Strategy.load({**strategy.dump(), "tau": _NEVER})
     name = strategy.kind
+    models = {**others, "policy": llm}
     results, board, code = await measure(
-        problems, {name: exhaustive}, llm, out=out, seeds=seeds, budget=None, concurrency=concurrency
+        problems, {name: exhaustive}, models, out=out, seeds=seeds, budget=None, concurrency=concurrency
     )
     rest = report_rest(results, board)
     if code or rest:  # a threshold chosen by a part of the problems would look like one chosen by all

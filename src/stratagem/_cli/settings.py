@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
 import stratagem as sg
+from stratagem.core.asking import POLICY, REWARD
 from stratagem.core.backend import Backend
 from stratagem.core.component import SUFFIXES, Component, parse_yaml
 from stratagem.core.errors import ConfigurationError, DataError
@@ -52,8 +54,13 @@ def connect(
     api_key_env: str | None,
     price_in: float | None = None,
     price_out: float | None = None,
+    *,
+    others: Mapping[str, Backend] | None = None,
 ) -> Backend:
     """The backend that the model options name; prices are per million tokens of prompt and of completion.
+
+    Args:
+        others: backends of other roles, which may be what a key is for.
 
     Raises:
         ConfigurationError: the environment variable is not set, or an option cannot be used.
@@ -68,7 +75,7 @@ def connect(
                 remedy="Leave out --price-in and --price-out, or give --base-url.",
             )
         priced["prices"] = Prices(price_in or 0.0, price_out or 0.0)
-    if api_key_env is None:
+    if api_key_env is None or (others and base_url is None):
         return sg.connect(base_url, model=model, **priced)
     key = os.environ.get(api_key_env)
     if not key:
@@ -82,12 +89,41 @@ def connect(
     return sg.connect(base_url, model=model, api_key=key, **priced)
 
 
-async def using(llm: Backend, command: Callable[[Backend], Awaitable[int]]) -> int:
-    """What ``command`` gives; the backend is closed after it, however it ends."""
-    try:
+def connect_roles(roles: Sequence[str], api_key_env: str | None) -> dict[str, Backend]:
+    """The backends that ``--role ROLE=URL#MODEL`` name, by role.
+
+    Raises:
+        ConfigurationError: one is of another form, or a role stands twice.
+    """
+    from stratagem.backends.vllm.pooling import PoolingBackend
+
+    found: dict[str, Backend] = {}
+    for each in roles:
+        role, _, where = each.partition("=")
+        url, _, model = where.partition("#")
+        if not role.strip() or not url.strip():
+            raise ConfigurationError(
+                f"--role {each!r} is not ROLE=URL.", remedy="Write it like judge=http://localhost:8001/v1."
+            )
+        if role == POLICY or role in found:
+            twice = "is what --base-url and --model name" if role == POLICY else "stands twice"
+            raise ConfigurationError(f"--role {role} {twice}.", remedy="Name each role once.")
+        if role == REWARD or role.startswith(f"{REWARD}-"):
+            key = None if api_key_env is None else os.environ.get(api_key_env)
+            found[role] = PoolingBackend(url, model or None, key)
+        else:
+            found[role] = connect(url, model or None, api_key_env)
+    return found
+
+
+async def using(
+    llm: Backend, command: Callable[[Backend], Awaitable[int]], others: Mapping[str, Backend] | None = None
+) -> int:
+    """What ``command`` gives; the backends are closed after it, however it ends."""
+    async with AsyncExitStack() as stack:
+        for backend in (llm, *(others or {}).values()):
+            stack.push_async_callback(backend.aclose)
         return await command(llm)
-    finally:
-        await llm.aclose()
 
 
 def config_file(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -48,6 +49,7 @@ async def solve(
     strategy: sg.Strategy,
     llm: sg.Backend,
     *,
+    others: Mapping[str, sg.Backend],
     tools: sg.Toolbox | None,
     budget: sg.Budget | None,
     seed: int,
@@ -72,6 +74,7 @@ async def solve(
                     task,
                     strategy,
                     llm=llm,
+                    models=others,
                     tools=tools,
                     budget=budget,
                     seed=seed,
