@@ -115,12 +115,12 @@ class OpenAIBackend:
     ) -> None:
         counts = {"permits": (permits, 1), "retries": (retries, 0), "abort_slack": (abort_slack, 0)}
         for key, (value, least) in counts.items():
-            if value < least:
-                raise ConfigurationError(f"{key}={value} makes no sense.", remedy=f"Give at least {least}.")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigurationError(f"{key}={value!r} makes no sense.", remedy=f"Give at least {least}.")
         limits = {"rate": rate, "timeout": timeout, "first_token_timeout": first_token_timeout}
         for key, limit in limits.items():
-            if limit is not None and limit <= 0:
-                raise ConfigurationError(f"{key}={limit} makes no sense.", remedy="Give more than 0.")
+            if limit is not None and not (isinstance(limit, int | float) and limit > 0):  # which a NaN is not
+                raise ConfigurationError(f"{key}={limit!r} makes no sense.", remedy="Give more than 0.")
         key = checked_key(api_key or "") or checked_key(os.environ.get("OPENAI_API_KEY", "")) or "none"
         url = checked_url(base_url)
         self._settings = Settings(url, key, permits, rate, timeout, first_token_timeout)

@@ -155,7 +155,7 @@ def agent_graph(
     *,
     llm: Backend | None = None,
     models: Mapping[str, Backend] | None = None,
-    budget: Budget | str | None = None,
+    budget: Budget | str | Mapping[str, Any] | None = None,
     seed: int = 0,
     keep: Callable[[str], Kept] | None = None,
     ask_approval: bool = False,
@@ -174,9 +174,9 @@ def agent_graph(
             ``{"approve": [{"name": ..., "call": ...}, ...]}``; resume with ``Command(resume=True)``, or ``False``,
             or ``{name: True, ...}``, where in place of ``True`` a mapping changes arguments of the call.
     """
-    if isinstance(budget, str):
-        budget = Budget.parse(budget)
-    nodes = _Nodes(strategy, tools, roles(llm, models), budget, seed, keep or _Memory().of, ask_approval)
+    nodes = _Nodes(
+        strategy, tools, roles(llm, models), Budget.of(budget), seed, keep or _Memory().of, ask_approval
+    )
     graph = StateGraph(AgentState)
     graph.add_node("begin", nodes.begin)
     graph.add_node("divide", nodes.divide)

@@ -13,7 +13,7 @@ from stratagem.core.asking import POLICY
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.calling import Toolbox
-from stratagem.core.connect import shipped
+from stratagem.core.connect import checked_roles, shipped
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.execute import execute
 from stratagem.core.protocols import Strategy
@@ -96,7 +96,7 @@ def node(
     llm: Backend | None = None,
     models: Mapping[str, Backend] | None = None,
     tools: Toolbox | None = None,
-    budget: Budget | str | None = None,
+    budget: Budget | str | Mapping[str, Any] | None = None,
     seed: int = 0,
     question_key: str = "question",
     answer_key: str = "answer",
@@ -121,9 +121,9 @@ def node(
         ConfigurationError: the state has no question.
         StratagemError: what the strategy or its models raise.
     """
-    if isinstance(budget, str):
-        budget = Budget.parse(budget)
-    return StrategyNode(strategy, roles(llm, models), budget, seed, question_key, answer_key, tools)
+    return StrategyNode(
+        strategy, roles(llm, models), Budget.of(budget), seed, question_key, answer_key, tools
+    )
 
 
 def roles(llm: Backend | None, models: Mapping[str, Backend] | None) -> Mapping[str, Backend] | None:
@@ -133,7 +133,7 @@ def roles(llm: Backend | None, models: Mapping[str, Backend] | None) -> Mapping[
         raise ConfigurationError(
             f"models has no {POLICY!r}, only {', '.join(map(repr, roles))}.", remedy="Give llm=... as well."
         )
-    return roles or None
+    return checked_roles(roles) or None
 
 
 def _given(context: Any) -> Mapping[str, Backend] | None:

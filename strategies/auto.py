@@ -36,8 +36,14 @@ class Measured(BaseModel):
 
     def fits(self, left: Budget) -> bool:
         """Whether it most probably stays within the limits."""
-        limits = ((getattr(self, key), getattr(left, key)) for key in Budget.model_fields)
-        return all(limit is None or cost <= limit for cost, limit in limits)
+        return not self.over(left)
+
+    def over(self, left: Budget) -> str:
+        """What it costs of which less is left, as ``tokens=150, seconds=2``."""
+        costs = ((key, getattr(self, key), getattr(left, key)) for key in Budget.model_fields)
+        return ", ".join(
+            f"{key}={cost:.3g}" for key, cost, limit in costs if limit is not None and cost > limit
+        )
 
 
 class Auto(Strategy):
@@ -68,10 +74,7 @@ class Auto(Strategy):
         fitting = [each for each in self.measured if each.fits(left)]
         if not fitting:
             cheapest = min(self.measured, key=lambda m: (m.tokens, m.calls, m.seconds))
-            return (
-                cheapest.strategy,
-                f"none fits what is left; the cheapest needs {cheapest.tokens:.0f} tokens",
-            )
+            return cheapest.strategy, f"none fits what is left; the cheapest needs {cheapest.over(left)}"
         best = max(fitting, key=lambda m: (m.low, -m.tokens, -m.calls, -m.seconds))
         reason = f"accuracy {best.accuracy:.3f}, at least {best.low:.3f}, the best of {len(fitting)} that fit"
         return best.strategy, reason

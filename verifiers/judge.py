@@ -18,7 +18,8 @@ from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
 from stratagem.verifiers._asking import probability
 
-_NUMBER = re.compile(r"\d{1,6}(?:\.\d{1,6})?")
+_NUMBER = re.compile(r"(?<![\w.,])-?\d{1,6}(?:\.\d{1,6})?(?![\w,]|\.\d)")
+_REMARK = re.compile(r"\([^()]*\)")
 
 
 class Judge(Verifier):
@@ -48,7 +49,15 @@ class Judge(Verifier):
         messages = (*prompt, Message("assistant", candidate.text), Message("user", question))
         sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
         [reply] = await run.sample(messages, sampling=sampling, role=JUDGE)
-        numbers = _NUMBER.findall(re.sub(rf"(/|\bout of)\s*{self.scale}\b", "", reply.text))
-        if not numbers or float(numbers[-1]) > self.scale:
+        grade = self._read(reply.text)
+        if grade is None:
             return Verdict(None, f"no grade from 0 to {self.scale} in {reply.text[:80]!r}")
-        return Verdict(float(numbers[-1]) / self.scale, reply.text)
+        return Verdict(grade / self.scale, reply.text)
+
+    def _read(self, reply: str) -> float | None:
+        """The last number that is not said to be the scale: a remark in brackets counts where there is no other."""
+        scale = rf"(?:/|\b(?:out )?of(?: 0 to)?|\b0 ?(?:-|–|to))\s*{self.scale}(?:\.0+)?(?![\w.]\w)"  # noqa: RUF001
+        without = re.sub(scale, " ", reply)
+        numbers = _NUMBER.findall(_REMARK.sub(" ", without)) or _NUMBER.findall(without)
+        grade = float(numbers[-1]) if numbers else -1.0
+        return grade if 0 <= grade <= self.scale else None

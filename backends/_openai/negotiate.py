@@ -26,9 +26,10 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
     cards = await _models(sender, settings)
     card = _pick(cards, model, sender.where)
     name = str(card["id"])
-    version = await _optional(sender, settings.root + "/version")
-    # Others answer /version too, but only vLLM says that it owns the model.
-    vllm = card.get("owned_by") == "vllm" and version is not None and isinstance(version.get("version"), str)
+    # Others answer /version too, or not at all, but only vLLM says that it owns the model.
+    owned = card.get("owned_by") == "vllm"
+    version = await _optional(sender, settings.root + "/version") if owned else None
+    vllm = version is not None and isinstance(version.get("version"), str)
     if not vllm:
         official = urlsplit(settings.base_url).hostname == "api.openai.com"
         return Dialect(

@@ -15,7 +15,7 @@ from stratagem.core.asking import JUDGE, POLICY
 from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.calling import Approval, Toolbox, Tooling
-from stratagem.core.connect import shipped
+from stratagem.core.connect import checked_roles, shipped
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.execute import execute, execute_all
 from stratagem.core.protocols import Strategy
@@ -33,7 +33,7 @@ async def solve(
     models: Mapping[str, Backend] | None = None,
     tools: Toolbox | Iterable[Any] | None = None,
     approve: Approval | None = None,
-    budget: Budget | str | None = None,
+    budget: Budget | str | Mapping[str, Any] | None = None,
     seed: int = 0,
     store: str | Path | None = None,
     run_id: str | None = None,
@@ -48,8 +48,8 @@ async def solve(
             ``judge``: the one that judges (default: the same); ``models``: any further roles.
         tools: what strategies that call tools may call: tools, typed functions, or a toolbox of them. approve:
         asked before each call of a destructive tool, with its name and the call; without it, none is asked.
-        budget: limits, as an object or as ``"tokens=20000,seconds=30"``. In a store they are for all sittings of
-            a run together, and hold until others are given.
+        budget: limits, as an object, a mapping or ``"tokens=20000,seconds=30"``. In a store they are for all
+            sittings of a run together, and hold until others are given.
         seed: the same seed gives the same answer on the same backend.
         store: SQLite file or PostgreSQL DSN for checkpoints and the journal of finished calls. With the
             ``run_id`` of an earlier, unfinished run it goes on where that was and pays for no finished call
@@ -64,7 +64,7 @@ async def solve(
     """
     task = as_task(question)
     chosen = strategy if isinstance(strategy, Strategy) else Strategy.load(strategy)
-    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    limits = Budget.of(budget)
     roles = roles_of(llm, judge, models)
     toolbox = as_toolbox(tools)
     if store is not None:
@@ -96,7 +96,7 @@ async def solve_all(
     llm: Backend | None = None,
     judge: Backend | None = None,
     models: Mapping[str, Backend] | None = None,
-    budget: Budget | str | None = None,
+    budget: Budget | str | Mapping[str, Any] | None = None,
     seed: int = 0,
     trace: Callable[[int], Trace] | None = None,
 ) -> list[Answer]:
@@ -121,7 +121,7 @@ async def solve_all(
     """
     tasks = [as_task(question) for question in questions]
     chosen = strategy if isinstance(strategy, Strategy) else Strategy.load(strategy)
-    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    limits = Budget.of(budget)
     whole = Run(roles_of(llm, judge, models), ledger=Ledger(limits), seed=seed)
 
     def own(index: int) -> Run:
@@ -186,7 +186,11 @@ def as_toolbox(tools: Toolbox | Iterable[Any] | None) -> Toolbox | None:
 
 
 def as_task(question: str | Task) -> Task:
-    """A task from a question, with a readable error for an empty one."""
+    """A task from a question, with a readable error for what is none."""
+    if not isinstance(question, str | Task):
+        raise ConfigurationError(
+            f"The question is {type(question).__name__}.", remedy="Give text, or a sg.Task."
+        )
     try:
         return Task.of(question)
     except ValidationError as error:
@@ -197,7 +201,11 @@ def as_task(question: str | Task) -> Task:
 def roles_of(
     llm: Backend | None, judge: Backend | None = None, models: Mapping[str, Backend] | None = None
 ) -> dict[str, Backend]:
-    """Backends by role; the embedded model is the policy where none is given."""
+    """Backends by role; the embedded model is the policy where none is given.
+
+    Raises:
+        ConfigurationError: something is no backend, or a role is almost one of those that have a name.
+    """
     roles = dict(models or {})
     if llm is not None:
         roles[POLICY] = llm
@@ -205,7 +213,7 @@ def roles_of(
         roles[JUDGE] = judge
     if POLICY not in roles:
         roles[POLICY] = shipped()
-    return roles
+    return checked_roles(roles)
 
 
 def new_run_id() -> str:

@@ -17,6 +17,7 @@ from stratagem.bench.statistics import (
     majority_at_k,
     paired_difference,
     pass_at_k,
+    share,
 )
 
 
@@ -42,6 +43,15 @@ def test_bootstrap_width_is_that_of_the_normal_limit() -> None:
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.value == pytest.approx(expected, rel=0.05)
     assert found.value - found.low == pytest.approx(expected, rel=0.05)
+
+
+def test_a_share_of_all_or_none_has_an_interval_too() -> None:
+    """Clopper and Pearson: 6 of 6 is at least 0.541 at 95 %, 0 of 6 at most 0.459 (tables)."""
+    for values, low, high in (([1.0] * 6, 0.5407, 1.0), ([0.0] * 6, 0.0, 0.4593)):
+        found = share(bootstrap_mean(values))
+        assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    some = bootstrap_mean([0.0, 1.0, 1.0])
+    assert share(some) == some
 
 
 def test_bootstrap_is_seeded_and_independent_of_block_size(monkeypatch: pytest.MonkeyPatch) -> None:

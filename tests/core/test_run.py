@@ -228,6 +228,13 @@ def test_a_small_budget_gives_fewer_and_then_shorter_completions() -> None:
     assert outer.ledger.refused
     [cut] = run(of(toy, Budget(tokens=prompt + 2)).sample(TASK, 8, sampling=SHORT))
     assert (cut.token_count, cut.finish) == (2, "length")
+    room = of(toy, Budget(tokens=prompt + 19))  # less than it might take, but not less than it takes
+    [whole] = run(room.sample(TASK, 8, sampling=SHORT))
+    assert (whole.text, whole.finish) == (texts[0], "stop")
+    assert room.ledger.refused  # the other seven
+    alone = of(toy, Budget(tokens=prompt + 19))
+    assert run(alone.sample(TASK, 1, sampling=SHORT)) == [whole]
+    assert not alone.ledger.refused
     with pytest.raises(BudgetExhausted):
         run(of(toy, Budget(tokens=prompt)).sample(TASK, sampling=SHORT))
     with pytest.raises(BudgetExhausted):

@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 
 import stratagem as sg
+from stratagem.core.agreement import classes
 from stratagem.core.protocols import Strategy
 from stratagem.testing.toy import ToyModel, jittered
 
@@ -127,6 +128,13 @@ def test_equality_of_a_verifier_joins_classes() -> None:
     asyncio.run(main())
     assert joined["3"] < apart["3"]
     assert joined["1/2"] + joined["0.5"] > 30
+
+
+def test_a_class_holds_only_what_is_equal_to_all_of_it() -> None:
+    """50% is 0.5 and is 50; these two are not the same, and what was said more often has it."""
+    assert classes(["0.5", "50", "50%", "50"], sg.Math()) == [[0], [1, 2, 3]]
+    assert classes(["0.5", "50", "50%", "1/2", "0.5"], sg.Math()) == [[0, 2, 3, 4], [1]]
+    assert classes(["50%", None, "2/4", "0.50"], sg.Math()) == [[0, 2, 3]]
 
 
 def test_ties_go_to_the_answer_seen_first_whatever_ends_first() -> None:

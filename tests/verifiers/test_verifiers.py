@@ -181,8 +181,23 @@ def test_math_without_a_reference_checks_the_written_arithmetic() -> None:
     assert scores(sg.Math(), ["9**9**9 = 1 " * 1000]) == [0.0]
 
 
+@pytest.mark.parametrize("reply", ["-3", "1e1", "11", "3,000", "x2", "no"])
+def test_what_is_no_grade_is_none(reply: str) -> None:
+    [verdict] = verdicts(sg.Judge(mode="grade"), ["x"], ToyModel({"": {reply: 1.0}}))
+    assert verdict.score is None
+
+
 def test_a_grade_out_of_the_scale_is_read_as_the_grade() -> None:
-    for reply in ("Grade: 2/10", "I give it 2 out of 10.", "2 / 10"):
+    for reply in (
+        "Grade: 2/10",
+        "I give it 2 out of 10.",
+        "2 / 10",
+        "2 of 10",
+        "2 on a scale of 10",
+        "From 0 to 10: 2",
+        "Grade: 2. (10 is best)",
+        "(2)",
+    ):
         assert scores(sg.Judge(mode="grade"), ["x"], ToyModel({"": {reply: 1.0}})) == [0.2]
 
 

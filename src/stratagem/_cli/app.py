@@ -28,7 +28,13 @@ BaseUrl = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="NAME", help="Model on that server.", rich_help_panel=_MODEL),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="Model on that server; without one, a model's folder.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 KeyEnv = Annotated[
     str | None,
@@ -113,7 +119,7 @@ def demo(debug: Debug = False) -> None:
 
 
 @app.command(
-    epilog='[dim]$[/dim] stratagem solve "Ana has 3 apples. Ben has twice as many. How many has Ben?"\n\n'
+    epilog='[dim]$[/dim] stratagem solve "Tina has 35 beads. Tina loses 27 beads. How many has Tina?"\n\n'
     '[dim]$[/dim] stratagem solve "..." -s best_of_n --set n=32 --budget tokens=20000,seconds=30\n\n'
     "[dim]$[/dim] stratagem solve - --base-url http://localhost:8000/v1 --json < question.txt"
 )
@@ -255,7 +261,7 @@ def doctor(
 
 
 @app.command(
-    epilog="[dim]$[/dim] stratagem bench gym:words --strategies direct,best_of_n --limit 100 --out words\n\n"
+    epilog="[dim]$[/dim] stratagem bench gym:words --strategies chain_of_thought,best_of_n --limit 9 --out w\n\n"
     "[dim]$[/dim] stratagem bench gsm8k:test.jsonl --strategies few=self_consistency,many=self_consistency "
     "--set few.n=4 --set many.n=64 --out votes"
 )

@@ -82,6 +82,9 @@ async def bench(
     results, board, code = await measure(
         problems, strategies, models, out=out, seeds=seeds, budget=budget, concurrency=concurrency
     )
+    if code and not results.cells and not as_json:  # there is nothing to show yet
+        report_rest(results, board)
+        return code
     summary = await asyncio.to_thread(summarise, results)
     report = out / _REPORT
     await asyncio.to_thread(write_report, results, report, summary)

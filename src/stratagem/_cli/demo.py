@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -202,11 +204,12 @@ def _most_telling(results: Results) -> tuple[Problem, Cell, Cell] | None:
 
 def _next() -> list[RenderableType]:
     commands = {
-        "Ask it something": 'stratagem solve "Ana has 3 apples. Ben has twice as many. How many has Ben?"',
-        "Ask your server": 'stratagem solve "..." -s best_of_n --base-url http://localhost:8000/v1',
-        "Measure": "stratagem bench gym:words --strategies direct,best_of_n --out words",
+        "Ask it something": 'solve "Tina has 35 beads. Tina loses 27 beads. How many has Tina?"',
+        "Ask your server": 'solve "..." -s best_of_n --base-url http://localhost:8000/v1',
+        "Measure": "bench gym:words --strategies chain_of_thought,best_of_n --limit 50 --out words",
     }
     parts: list[RenderableType] = [Text("Next", style=STRONG)]
+    program = "stratagem" if which("stratagem") else sys.argv[0]
     for what, command in commands.items():
-        parts.append(Text.assemble((f"{what}: ", DIM), (command, ACCENT)))
+        parts.append(Text.assemble((f"{what}: ", DIM), (f"{program} {command}", ACCENT)))
     return parts

@@ -89,7 +89,7 @@ class Results:
         manifest = read_manifest(folder)
         problems = tuple(read_problems(folder).values())
         cells, _ = read_cells(folder)
-        seeds = tuple(sorted({seed for _, _, seed in cells}))
+        seeds = tuple(dict.fromkeys((*manifest.get("seeds", ()), *sorted({seed for _, _, seed in cells}))))
         served = read_served(folder)
         return cls(manifest, problems, tuple(manifest["strategies"]), seeds, cells, served=served)
 

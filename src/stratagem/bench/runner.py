@@ -101,6 +101,7 @@ async def run_bench(
         "budget": (budget or Budget()).model_dump(mode="json", exclude_none=True),
         "grader": grader.dump(),
         "strategies": {name: strategy.dump() for name, strategy in strategies.items()},
+        "seeds": list(seeds),
     }
     asked = [(p, name, seed) for p in problems for seed in seeds for name in strategies]
     store = Store.open(Path(out), manifest, problems)

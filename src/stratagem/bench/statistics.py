@@ -67,6 +67,16 @@ def bootstrap_mean(
     return bootstrap_means(column, level=level, resamples=resamples, seed=seed)[0]
 
 
+def share(estimate: Estimate, level: float = 0.95) -> Estimate:
+    """The same share of problems, with an interval also where it is 0 or 1, of which a bootstrap has none: Clopper
+    and Pearson's, from 1 to ((1 - level) / 2)^(1 / problems), or what is left of 1 by that."""
+    if estimate.value not in (0.0, 1.0) or not estimate.size:
+        return estimate
+    bound = ((1 - level) / 2) ** (1 / estimate.size)
+    low, high = (bound, 1.0) if estimate.value else (0.0, 1 - bound)
+    return Estimate(estimate.value, low, high, estimate.size)
+
+
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Estimate:

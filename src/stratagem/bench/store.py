@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StoreError(f"Cannot read {path}: {error}.") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("strategies"), dict):
-        raise StoreError(f"{path} is no manifest of a bench.")
+        raise StoreError(f"{path} is no manifest of a bench.", remedy="Use another folder.")
     return manifest
 
 
@@ -158,7 +158,7 @@ def _whole_lines(path: Path) -> tuple[list[bytes], int]:
 
 
 def _settle_manifest(folder: Path, manifest: Mapping[str, Any], *, fresh: bool) -> None:
-    """Write the manifest, or check it against the one that is there; strategies may be added.
+    """Write the manifest, or check it against the one that is there; strategies and seeds may be added.
 
     In a ``fresh`` folder nothing has come about by the one that is there.
     """
@@ -167,11 +167,16 @@ def _settle_manifest(folder: Path, manifest: Mapping[str, Any], *, fresh: bool) 
     if fresh or not exists:
         _replace(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         return
+    seeds = list(dict.fromkeys((*there.get("seeds", ()), *manifest["seeds"])))
     common = [name for name in manifest["strategies"] if name in there["strategies"]]
     differing = list(
         _differences(
-            {**there, "strategies": {name: there["strategies"][name] for name in common}},
-            {**manifest, "strategies": {name: manifest["strategies"][name] for name in common}},
+            {**there, "seeds": seeds, "strategies": {name: there["strategies"][name] for name in common}},
+            {
+                **manifest,
+                "seeds": seeds,
+                "strategies": {name: manifest["strategies"][name] for name in common},
+            },
         )
     )
     if differing:
@@ -179,9 +184,10 @@ def _settle_manifest(folder: Path, manifest: Mapping[str, Any], *, fresh: bool) 
             f"{folder} holds results of other settings: {'; '.join(differing)}.",
             remedy="Use another folder, or the settings that are there.",
         )
-    if len(common) < len(manifest["strategies"]):
-        strategies = {**there["strategies"], **manifest["strategies"]}
-        _replace(folder / MANIFEST, json.dumps({**there, "strategies": strategies}, indent=2) + "\n")
+    strategies = {**there["strategies"], **manifest["strategies"]}
+    whole = {**there, "strategies": strategies, "seeds": seeds}
+    if whole != there:
+        _replace(folder / MANIFEST, json.dumps(whole, indent=2) + "\n")
 
 
 def _differences(there: Any, now: Any, path: str = "") -> Iterator[str]:

@@ -20,6 +20,7 @@ from stratagem.bench.statistics import (
     majority_at_k,
     paired_difference,
     pass_at_k,
+    share,
 )
 
 
@@ -142,7 +143,7 @@ def summarise(results: Results, *, level: float = 0.95, resamples: int = 10_000,
         for i, (name, accuracy, tokens, completion, calls, seconds, money) in enumerate(
             zip(
                 results.strategies,
-                means(right),
+                [share(each, level) for each in means(right)],
                 cost(lambda c: c.usage.tokens),
                 cost(lambda c: c.usage.completion_tokens),
                 cost(lambda c: c.usage.calls),

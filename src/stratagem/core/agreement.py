@@ -10,9 +10,9 @@ from stratagem.core.protocols import Verifier
 def classes(answers: Sequence[str | None], verifier: Verifier | None) -> list[list[int]]:
     """Indices by equal answer, in order of first appearance; those without an answer are in none.
 
-    Without a verifier equal text is what counts. With one, answers that its ``equivalent`` joins, directly or
-    through a chain, are one class (union-find: equality up to a tolerance need not be transitive); that may take
-    long, and is then for a thread.
+    Without a verifier equal text is what counts. With one, its ``equivalent``, which need not be transitive: 50%
+    equals 0.5 and 50, which differ. So a class takes only what equals each of its members, the most frequent texts
+    first, which find their class before what may be either. That may take long, and is then for a thread.
     """
     by_text: dict[str, list[int]] = {}
     for index, answer in enumerate(answers):
@@ -20,18 +20,11 @@ def classes(answers: Sequence[str | None], verifier: Verifier | None) -> list[li
             by_text.setdefault(answer.strip(), []).append(index)
     if verifier is None or len(by_text) < 2:
         return list(by_text.values())
-    texts = list(by_text)
-    merged: dict[int, list[int]] = {}
-    for text, root in zip(texts, _union(texts, verifier), strict=True):
-        merged.setdefault(root, []).extend(by_text[text])
-    return sorted((sorted(indices) for indices in merged.values()), key=min)
-
-
-def _union(texts: Sequence[str], verifier: Verifier) -> list[int]:
-    root = list(range(len(texts)))
-    for i in range(len(texts)):
-        for j in range(i):
-            if root[j] != root[i] and verifier.equivalent(texts[j], texts[i]):
-                old, new = max(root[i], root[j]), min(root[i], root[j])
-                root = [new if r == old else r for r in root]
-    return root
+    joined: list[list[str]] = []
+    for text in sorted(by_text, key=lambda text: -len(by_text[text])):
+        fitting = (same for same in joined if all(verifier.equivalent(other, text) for other in same))
+        if (found := next(fitting, None)) is not None:
+            found.append(text)
+        else:
+            joined.append([text])
+    return sorted((sorted(i for text in same for i in by_text[text]) for same in joined), key=min)

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,6 +36,24 @@ class Budget(BaseModel):
     money: float | None = Field(
         default=None, ge=0
     )  # by the price lists of the backends, one of which must have one
+
+    @classmethod
+    def of(cls, given: Budget | str | Mapping[str, Any] | None) -> Budget | None:
+        """A budget from limits as text or by name; a budget and ``None`` pass unchanged.
+
+        Raises:
+            ConfigurationError: it is none, naming the key and what is allowed there.
+        """
+        if given is None or isinstance(given, Budget):
+            return given
+        if isinstance(given, str):
+            return cls.parse(given)
+        if isinstance(given, Mapping):
+            return cls.parse(",".join(f"{key}={value}" for key, value in given.items()))
+        raise ConfigurationError(
+            f"budget={given!r} is no budget.",
+            remedy='Write it like "tokens=20000,seconds=30", or sg.Budget(...).',
+        )
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -98,11 +116,17 @@ class Reservation:
 
     ledger: Ledger
     amount: Amount
+    wanted: Amount = _NOTHING  # where the budget held less than that
 
     def settle(self, usage: Usage) -> None:
         """Replace the hold by what was spent. A second call settles nothing more."""
         hold, self.amount = self.amount, _NOTHING
         self.ledger._settle(hold, usage)
+
+    def cut(self) -> None:
+        """Note that what was held has been used up where more was wanted."""
+        if self.wanted != _NOTHING:
+            self.ledger._refuse(self.wanted)
 
     def extend(self, amount: Amount) -> bool:
         """Hold ``amount`` more, if it fits now."""

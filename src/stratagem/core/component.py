@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
@@ -46,6 +47,14 @@ class Component(BaseModel):
     group: ClassVar[str] = ""
     kind: ClassVar[str] = ""
     _members: ClassVar[dict[str, type[Component]]]
+
+    def __init__(self, /, **data: Any) -> None:
+        """Raises ConfigurationError: naming the key and what is allowed there."""
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            told = "; ".join(_explain(type(self), each) for each in error.errors())
+            raise ConfigurationError(f"{self.kind or type(self).__name__}: {told}.") from None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -84,8 +93,9 @@ class Component(BaseModel):
             cls._import(kind)
         if kind not in cls._members:
             points = {p.name for p in entry_points(group=cls.group)} | set(cls._members)
-            known = ", ".join(sorted(points))
-            raise UnknownKindError(f"Unknown {cls.family} {kind!r}.", remedy=f"Known are: {known}.")
+            near = "".join(f"Did you mean {each}? " for each in get_close_matches(kind, points, n=1))
+            remedy = f"{near}Known are: {', '.join(sorted(points))}."
+            raise UnknownKindError(f"Unknown {cls.family} {kind!r}.", remedy=remedy)
         return cls._members[kind]  # type: ignore[return-value]
 
     @classmethod
@@ -122,6 +132,10 @@ class Component(BaseModel):
         place = f"{where}: {'.'.join(path)}" if path else where
         if isinstance(data, str):
             data = {"kind": data}
+        if isinstance(data, type) and issubclass(data, Component):
+            raise ConfigurationError(
+                f"In {place}: {data.__name__} is a class.", remedy=f"Make one: {data.__name__}()."
+            )
         if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
             raise ConfigurationError(
                 f"In {place}: a {cls.family} is a mapping with a key 'kind', not {_short(data)}.",
@@ -134,16 +148,14 @@ class Component(BaseModel):
                 raise
             raise type(error)(f"In {place}: {error.message}", remedy=error.remedy) from error
         fields = {
-            key: member._with_parts(key, value, where, (*path, str(key)))
+            str(key): member._with_parts(key, value, where, (*path, str(key)))
             for key, value in data.items()
             if key != "kind"
         }
         try:
-            return member.model_validate(fields)
-        except ValidationError as error:
-            raise ConfigurationError(
-                f"In {place}: {member.kind}: " + "; ".join(_explain(member, e) for e in error.errors()) + "."
-            ) from None
+            return member(**fields)
+        except ConfigurationError as error:
+            raise type(error)(f"In {place}: {error.message}", remedy=error.remedy) from None
 
     @classmethod
     def _with_parts(cls, key: Any, value: Any, where: str, path: tuple[str, ...]) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import signature
 from typing import Any
 
+from stratagem.core.asking import JUDGE, POLICY, REWARD
 from stratagem.core.backend import Backend
 from stratagem.core.errors import ConfigurationError
 
@@ -55,6 +57,24 @@ def shipped() -> Backend:
     It is read when it is first used, by whatever event loop, and stays until the process ends.
     """
     return connect()
+
+
+def checked_roles(models: Mapping[str, Backend]) -> dict[str, Backend]:
+    """The same backends by role.
+
+    Raises:
+        ConfigurationError: something is no backend, or a role is almost one of those that have a name.
+    """
+    for role, backend in models.items():
+        if not isinstance(backend, Backend):
+            raise ConfigurationError(
+                f"The model of the role {role!r} is {type(backend).__name__}, no backend.",
+                remedy='Give sg.connect("http://localhost:8000/v1"), or sg.connect() for the shipped model.',
+            )
+        for known in get_close_matches(role, (POLICY, JUDGE, REWARD), n=1, cutoff=0.8):
+            if not role.startswith(known):  # further ones, as reward-safety, are as good as any name
+                raise ConfigurationError(f"Nobody plays the role {role!r}.", remedy=f"Write {known!r}.")
+    return dict(models)
 
 
 def _open(kind: str, **options: Any) -> Backend:

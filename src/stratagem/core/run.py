@@ -78,10 +78,11 @@ _FIRST = -1
 
 @dataclass(slots=True)
 class _Call:
-    """A call under way: where its cost is counted, and whether a journal answered it."""
+    """A call under way: where its cost is counted and held, and whether a journal answered it."""
 
     number: int
     meter: Meter
+    reservation: Reservation
     replayed: bool = False
 
 
@@ -318,7 +319,8 @@ class Run:
         if self.tools is None:
             raise ConfigurationError(
                 "This strategy calls tools, and the run has none.",
-                remedy="Give solve(..., tools=[...]), or on the command line --tools MODULE:NAME.",
+                remedy="Give solve(..., tools=[...]) or stratagem solve --tools MODULE:NAME; a bench has the tools "
+                "of its data, as gym:toolworld.",
             )
         return self.tools
 
@@ -387,27 +389,28 @@ class Run:
     async def _admit(self, request: Request, role: str, *, shrink: bool) -> tuple[Request, Reservation]:
         """Reserve for as many of the completions as fit now, or wait for one.
 
-        With ``shrink`` a budget that holds no whole completion gives a shorter one.
+        With ``shrink`` a budget that holds no whole completion gives a shorter one: only what reaches its end there
+        has been cut short.
         """
         caps = await self._capabilities(role)
         prompt_tokens = await self._count(request.messages, role)
         max_tokens = request.max_tokens
         if caps.context is not None and caps.exact_count and prompt_tokens < caps.context:
             max_tokens = min(max_tokens, caps.context - prompt_tokens)
+        wanted = Amount()
         while True:
             # A backend may send siblings as separate requests: each may pay for the prompt.
             money = caps.prices.of(prompt_tokens, max_tokens)
             once = Amount(calls=int(caps.one_call))
             each = Amount(prompt_tokens + max_tokens, 1 - once.calls, money)
-            n = max(1, self.ledger.affordable(each, request.n, once=once))
-            try:
-                reservation = await self.ledger.reserve(once + each * n)
-            except BudgetExhausted:
-                left = self.ledger.left().tokens
-                if not shrink or left is None or not prompt_tokens < left < each.tokens:
-                    raise
+            left = self.ledger.left().tokens
+            if shrink and left is not None and prompt_tokens < left < each.tokens:
+                wanted = wanted if wanted.tokens else each
                 max_tokens = left - prompt_tokens
                 continue
+            n = max(1, self.ledger.affordable(each, request.n, once=once))
+            reservation = await self.ledger.reserve(once + each * n)
+            reservation.wanted = wanted
             return replace(request, n=n, max_tokens=max_tokens), reservation
 
     async def _capabilities(self, role: str) -> Capabilities:
@@ -435,7 +438,7 @@ class Run:
     @contextmanager
     def _call(self, operation: str, role: str, n: int, reservation: Reservation) -> Iterator[_Call]:
         amount = reservation.amount
-        call = _Call(self.trace.next_call(), Meter(again=lambda: reservation.extend(amount)))
+        call = _Call(self.trace.next_call(), Meter(again=lambda: reservation.extend(amount)), reservation)
         started, error = time.monotonic(), ""
         try:
             self.trace.append(CallStarted(call.number, operation, role, n))
@@ -486,6 +489,8 @@ class Run:
                         arrived(offset + chunk.index, chunk.completion)
 
     def _arrived(self, call: _Call, completion: Completion) -> None:
+        if completion.finish == "length":
+            call.reservation.cut()
         self.trace.append(
             CompletionArrived(
                 call.number, completion.index, completion.text, completion.finish, completion.token_count
