@@ -29,7 +29,10 @@ async def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def test_solve_prints_the_best_so_far_and_stops_the_engine(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_solve_prints_the_best_so_far_and_stops_the_engine(
+    start: Start, tmp_path: Path, how: signal.Signals
+) -> None:
     trace = tmp_path / "trace.jsonl"
 
     async def main() -> None:
@@ -40,7 +43,7 @@ def test_solve_prints_the_best_so_far_and_stops_the_engine(start: Start, tmp_pat
             await within(server.until(lambda t: t.peak_sequences == 32 and t.running_sequences <= 16))
             decoded = server.totals().decoded
             await within(server.until(lambda t: t.decoded >= decoded + 32))
-            process.send_signal(signal.SIGINT)
+            process.send_signal(how)
             code, out, err = await ended(process)
             await within(server.until(lambda t: t.in_flight == 0 and t.running_sequences == 0))
 

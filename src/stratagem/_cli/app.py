@@ -356,7 +356,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def main() -> int:
-    """Run the command line; gives the exit code: 0 done, 1 something is broken, 2 an error, 130 Ctrl-C."""
+    """Run the command line. Exit codes: 0 done, 1 something is broken, 2 an error, 130 Ctrl-C or SIGTERM."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII terminal gets question marks, not a crash

@@ -36,5 +36,8 @@ async def choose(folder: Path, path: Path) -> int:
         name = names[yaml.safe_dump(each.strategy.dump())]
         shares = (f"{100 * share:.1f} %" for share in (each.accuracy, each.low))
         table.add_row(f"{each.tokens:,.0f}", name, *shares, f"{each.calls:,.0f}", seconds(each.seconds))
-    show(table, Text(), Text.assemble(("strategy   ", DIM), str(path), overflow="fold"))
+    note = "Seconds are those of a run among others at the same time: bench --concurrency 1 has those of one alone."
+    show(
+        table, Text(), Text(note, style=DIM), Text.assemble(("strategy   ", DIM), str(path), overflow="fold")
+    )
     return 0

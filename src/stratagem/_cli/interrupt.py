@@ -1,4 +1,5 @@
-"""Ctrl-C: the first cancels what runs, so that engines stop and files are closed; the second ends at once."""
+"""Ctrl-C and SIGTERM: the first cancels what runs, so that engines stop and files are closed; the second ends at
+once."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """The result of ``main``, which sees a first Ctrl-C as its cancellation.
+    """The result of ``main``, which sees a first Ctrl-C or SIGTERM as its cancellation.
 
     Raises:
         asyncio.CancelledError: it was cancelled and did not turn that into a result.
@@ -41,11 +42,12 @@ def run(main: Coroutine[Any, Any, T]) -> T:
             running.cancel()
         return await running
 
-    previous = signal.signal(signal.SIGINT, pressed)
+    previous = {number: signal.signal(number, pressed) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return asyncio.run(start())
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _leave() -> NoReturn:

@@ -33,6 +33,7 @@ from stratagem._cli.live import watched
 from stratagem._cli.progress import Progress
 from stratagem._cli.votes import votes
 from stratagem.api import new_run_id
+from stratagem.core.trace import Chosen
 
 _SHOWN = 200  # characters of a result
 _WHY = {
@@ -97,7 +98,8 @@ async def solve(
         if as_json:
             write_line(json.dumps(as_data(answer, task, strategy, model, seed), ensure_ascii=False))
         else:
-            show(*await asyncio.to_thread(rendered, answer, strategy, model))  # equality may take long
+            label = " > ".join([strategy.kind, *(each.strategy["kind"] for each in trace.of(Chosen))])
+            show(*await asyncio.to_thread(rendered, answer, strategy, label, model))  # equality may take long
     else:
         say_error(f"no answer yet, {count(answer.usage.tokens, 'token')} spent", label="stopped")
     if answer.stopped != "complete" and store is not None:
@@ -139,7 +141,7 @@ def as_data(answer: sg.Answer, task: sg.Task, strategy: sg.Strategy, model: str,
     }
 
 
-def rendered(answer: sg.Answer, strategy: sg.Strategy, model: str) -> list[RenderableType]:
+def rendered(answer: sg.Answer, strategy: sg.Strategy, label: str, model: str) -> list[RenderableType]:
     """The answer, how it came about, what it cost."""
     headline = Text("no answer" if answer.value is None else safe(answer.value), style=f"{STRONG} {ACCENT}")
     if answer.value is None:
@@ -153,7 +155,7 @@ def rendered(answer: sg.Answer, strategy: sg.Strategy, model: str) -> list[Rende
         parts += [Text(), calls(answer)]
     if len(answer.candidates) > 1:
         parts += [Text(), votes(answer.candidates, answer.value, equality_of(strategy))]
-    return [*parts, Text(), cost_line(answer, strategy, model)]
+    return [*parts, Text(), cost_line(answer, label, model)]
 
 
 def calls(answer: sg.Answer) -> Table:
@@ -176,10 +178,10 @@ def equality_of(strategy: sg.Strategy) -> sg.Verifier | None:
     return equality if isinstance(equality, sg.Verifier) else None
 
 
-def cost_line(answer: sg.Answer, strategy: sg.Strategy, model: str) -> Text:
+def cost_line(answer: sg.Answer, label: str, model: str) -> Text:
     """Strategy, model, tokens, calls, seconds, and why it stopped."""
     usage = answer.usage
-    parts = [strategy.kind, count(usage.tokens, "token"), count(usage.calls, "call"), seconds(answer.seconds)]
+    parts = [label, count(usage.tokens, "token"), count(usage.calls, "call"), seconds(answer.seconds)]
     if usage.uncertain_tokens:
         parts.insert(2, f"up to {usage.uncertain_tokens:,} more")
     if usage.money:
