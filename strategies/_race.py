@@ -41,11 +41,11 @@ class Race:
         self.out: set[int] = set()  # certainly
 
     @classmethod
-    def of_shares(cls, n: int, keep: float, checkpoints: int) -> Race:
-        """In which the best ``ceil(keep * m)`` of m stay at each checkpoint."""
+    def of_shares(cls, n: int, keep: float, checkpoints: int, least: int = 1) -> Race:
+        """In which the best ``ceil(keep * m)`` of m stay at each checkpoint, and no fewer than ``least``."""
         places = [n]
         for _ in range(checkpoints):
-            places.append(math.ceil(keep * places[-1]))
+            places.append(max(math.ceil(keep * places[-1]), min(least, n)))
         return cls(n, lambda checkpoint: Rule(places[checkpoint + 1]), checkpoints)
 
     def reached(self, index: int, checkpoint: int, score: float) -> None:

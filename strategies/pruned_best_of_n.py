@@ -1,11 +1,11 @@
 """Pruned best-of-N: argmax_i s(x, y_i) over the samples that are left of n after pruning by s(x, y_i[:c]).
 
-At checkpoint j, c_j lines or tokens into the answers, the best ceil(keep * m) of the m samples that are left stay;
-with ``every``, at each so many, those that are at most ``margin`` below the best. The others are stopped in the
+At checkpoint j, c_j lines or tokens into the answers, the best max(least, ceil(keep * m)) of the m samples that are
+left stay; with ``every``, at each so many, those that are at most ``margin`` below the best. The others are stopped in the
 engine. With ``explore`` T a sample stays with probability proportional to exp(s / (T 2^-j)).
 Source: Manvi, Singh, Ermon 2024 (arXiv 2410.02725); it prints neither checkpoints nor shares. Chosen here: lines,
-at whose ends the shipped judges were trained; 0.3 after the first, and 0.3 of those after the second. Of 16 that
-leaves two for the verdict on whole answers: with one, which 0.25 would leave, that verdict would decide nothing.
+at whose ends the shipped judges were trained; a quarter after the first, and of those after the second, but two: with
+one the verdict on whole answers, which knows more, would decide nothing.
 
 Each sample is a stream of its own, which goes on while it is judged: its text is the one that best-of-n draws
 with the same seed, no prefix is sent again, no sample waits for a judge or for another sample. The price is what a
@@ -46,7 +46,8 @@ class PrunedBestOfN(Sampler):
     )
     unit: Unit = parameter("line", "What checkpoints count; token needs log-probabilities.")
     checkpoints: tuple[int, ...] = parameter((1, 2), "Where the best stay, counted from the start.")
-    keep: float = parameter(0.3, "Share that stays at a checkpoint.", gt=0.0, le=1.0, search=(0.2, 0.8))
+    keep: float = parameter(0.25, "Share that stays at a checkpoint.", gt=0.0, le=1.0, search=(0.2, 0.8))
+    least: int = parameter(2, "And how many stay at least.", ge=1)
     every: int | None = parameter(
         None, "Instead of checkpoints: compare with the best at each so many.", ge=1
     )
@@ -79,7 +80,7 @@ class PrunedBestOfN(Sampler):
         request = run.request(self.prompt(task), self.n, sampling=self.sampling(logprobs=logprobs))
         race = Race(self.n, lambda _: Rule(1, self.margin))
         if self.every is None:
-            race = Race.of_shares(self.n, self.keep, len(self.checkpoints))
+            race = Race.of_shares(self.n, self.keep, len(self.checkpoints), self.least)
         ended: dict[int, Candidate] = {}
         refused: list[BudgetExhausted] = []
         drawing: list[asyncio.Task[None]] = []

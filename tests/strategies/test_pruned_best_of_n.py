@@ -69,6 +69,17 @@ def drawn_by_lines(_: object, said: tuple[str, ...]) -> dict[str, float]:
     return {"": 0.3 if lines < 6 else 1.0} | ({f"Step {f}\n": 0.07 for f in GRADES} if lines < 6 else {})
 
 
+@pytest.mark.parametrize(("least", "tokens"), [(1, 16 * 64 + 4 * 64 + 128), (2, 16 * 64 + 4 * 64 + 2 * 128)])
+def test_some_stay_for_the_last_verdict(least: int, tokens: int) -> None:
+    async def main() -> None:
+        toy = marked(256)
+        strategy = PrunedBestOfN(n=16, unit="token", checkpoints=(64, 128), least=least, verifier=Grade())
+        await sg.solve(TASK, strategy, llm=toy)
+        assert toy.books.usage.completion_tokens == tokens
+
+    run(main())
+
+
 def test_a_quarter_kept_at_64_of_256_tokens_decodes_1792() -> None:
     async def main() -> None:
         toy = marked(256)
@@ -166,7 +177,7 @@ def test_exploration_keeps_with_probability_of_softmax() -> None:
         "2\n": {"x": 1.0},
         "5\n": {"x": 1.0},
     }
-    strategy = PrunedBestOfN(n=2, checkpoints=(1,), keep=0.5, explore=0.5, verifier=Grade())
+    strategy = PrunedBestOfN(n=2, checkpoints=(1,), keep=0.5, least=1, explore=0.5, verifier=Grade())
     hits = runs = 0
 
     async def main() -> None:
