@@ -58,6 +58,7 @@ from stratagem.core.errors import (
 from stratagem.core.usage import Meter, Prices, Usage
 
 _Key = tuple[str, str, str | None]
+_Place = tuple[str, tuple[int, ...]]  # a continuation, and the prompt's last tokens
 
 # Negotiated once per endpoint, key and model, and remembered in the process.
 _DIALECTS: dict[_Key, Dialect] = {}
@@ -71,6 +72,7 @@ def forget() -> None:
 
 _REMEMBERED_PROMPTS = 4096
 _LAST_WORD_SECONDS = 1.0
+_TEMPLATE_END = 2  # last tokens of a prompt by which a place in a chat template is known
 _TEMPLATE_TOKENS = 64  # more than chat templates add to a conversation, and to each message
 _MESSAGE_TOKENS = 16
 
@@ -133,6 +135,7 @@ class OpenAIBackend:
         self._endpoints: dict[asyncio.AbstractEventLoop, Endpoint] = {}
         self._counts: OrderedDict[tuple[Message, ...], int] = OrderedDict()
         self._tokenizing: SingleFlight[tuple[Message, ...], tuple[int, ...]] = SingleFlight()
+        self._single: OrderedDict[_Place, int | None] = OrderedDict()
 
     def for_model(self, model: str) -> OpenAIBackend:
         """Another model of the same server, such as a LoRA adapter, for another role: ``models={"judge":
@@ -141,6 +144,7 @@ class OpenAIBackend:
         other._model = model
         other._counts = OrderedDict()
         other._tokenizing = SingleFlight()
+        other._single = OrderedDict()
         return other
 
     @property
@@ -202,7 +206,8 @@ class OpenAIBackend:
             await stopped(driver)
 
     async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
-        """Log-probabilities of the continuations, by vLLM's prompt log-probabilities; one request for each.
+        """Log-probabilities of the continuations, by vLLM's prompt log-probabilities; one request for each. Where
+        each is a single token it is one request for all, which has the prompt from the prefix cache.
 
         Raises UnsupportedError on a server that is not vLLM.
         """
@@ -211,6 +216,11 @@ class OpenAIBackend:
             raise UnsupportedError(f"{self._where} cannot score given continuations.", remedy="vLLM can.")
         prefix = await self._tokenize(request.messages, dialect) if dialect.tokenize else None
         tally = Tally(meter)
+        if prefix is not None and (labels := await self._labels(request, prefix, dialect)):
+            told = await self._score_labels(request.messages, labels, dialect, tally)
+            if told is not None:
+                scores = ((TokenLogprob(t, told[labels[t]]),) if t else () for t in request.continuations)
+                return Scoring(tuple(scores), tally.total)
         async with task_group() as group:
             tasks = [
                 group.create_task(self._score(request.messages, text, prefix, dialect, tally))
@@ -335,6 +345,52 @@ class OpenAIBackend:
             return priced(Usage(uncertain_tokens=prompt + 1, calls=1), self._prices, uncertain_prompt=prompt)
 
         return await sender.whole(once, model=dialect.caps.model, tally=tally, lost=lost)
+
+    async def _labels(
+        self, request: ScoreRequest, prefix: tuple[int, ...], dialect: Dialect
+    ) -> dict[str, int] | None:
+        """The token that each continuation is; None where one is more than a token, or the server does not tell."""
+        texts = [text for text in dict.fromkeys(request.continuations) if text]
+        if not dialect.labels or len(texts) > scoring.MOST_LABELS:
+            return None
+        if any(len(text) > scoring.SHORT for text in texts):
+            return None
+        async with task_group() as group:
+            asked = {t: group.create_task(self._label(request.messages, t, prefix, dialect)) for t in texts}
+        labels = {text: token for text, task in asked.items() if (token := task.result()) is not None}
+        return labels if len(labels) == len(texts) else None
+
+    async def _label(
+        self, messages: tuple[Message, ...], text: str, prefix: tuple[int, ...], dialect: Dialect
+    ) -> int | None:
+        place = text, prefix[-_TEMPLATE_END:]
+        if place not in self._single:
+            whole = await self._tokenize(scoring.continued(messages, text), dialect)
+            self._single[place] = whole[-1] if whole[:-1] == prefix else None
+            if len(self._single) > _REMEMBERED_PROMPTS:
+                self._single.popitem(last=False)
+        return self._single[place]
+
+    async def _score_labels(
+        self, messages: tuple[Message, ...], labels: Mapping[str, int], dialect: Dialect, tally: Tally
+    ) -> dict[int, float] | None:
+        sender = await self._sender()
+        ids = sorted(set(labels.values()))
+        body = scoring.labels_body(messages, ids, dialect)
+
+        async def once(attempt: Attempt) -> tuple[dict[int, float] | None, Usage]:
+            told, usage = scoring.read_labels(await sender.endpoint.post(CHAT, body, attempt), ids)
+            return told, priced(usage, self._prices)
+
+        def lost() -> Usage:
+            prompt = self._prompt_bound(messages)
+            return priced(Usage(uncertain_tokens=prompt + 1, calls=1), self._prices, uncertain_prompt=prompt)
+
+        told = await sender.whole(once, model=dialect.caps.model, tally=tally, lost=lost)
+        if told is None:  # an older vLLM: it is asked so no more
+            key = (self._settings.base_url, self._settings.api_key, self._model)
+            _DIALECTS[key] = replace(dialect, labels=False)
+        return told
 
     async def _tokenize(self, messages: tuple[Message, ...], dialect: Dialect) -> tuple[int, ...]:
         async def ask() -> tuple[int, ...]:

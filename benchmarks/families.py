@@ -35,7 +35,8 @@ from stratagem.bench.report import write_report
 from stratagem.bench.summary import Row, Summary, summarise
 from stratagem.core.protocols import Strategy
 
-ONE = "one sample"
+ONE, GREEDY = "one sample", "greedy"
+COOL = {"temperature": 0.7}  # a vote of likelier samples; alone they are worth less than a greedy one
 Widths = Mapping[int, Mapping[str, Any]]
 
 
@@ -51,9 +52,14 @@ def _square(key: str, **fixed: Any) -> Widths:
 FAMILIES: Mapping[str, Mapping[str, tuple[str, Widths]]] = {
     "votes": {
         "self-consistency": ("self_consistency", _by("n", 2, 4, 8, 16, 32)),
+        "self-consistency at 0.7": ("self_consistency", _by("n", 4, 16, **COOL)),
         "early stopping": ("early_stopping_consistency", _by("n", 16, 32)),
         "weighted vote": ("weighted_vote", _by("n", 4, 8, 16)),
         "vote by step judge": ("weighted_vote", _by("n", 4, 8, 16, by="verifier", verifier="step_judge")),
+        "the same at 0.7": (
+            "weighted_vote",
+            _by("n", 4, 16, by="verifier", verifier="step_judge", **COOL),
+        ),
         "RPC": ("rpc", _by("n", 4, 8, 16)),
         "self-certainty": ("self_certainty", _by("n", 4, 16)),
         "deep confidence": ("deep_confidence", {32: {"n": 32}}),
@@ -94,7 +100,8 @@ def name(method: str, width: int) -> str:
 
 def strategies(families: Sequence[str]) -> dict[str, Strategy]:
     """What is compared, by the names in the report."""
-    return {ONE: Strategy.load("chain_of_thought")} | {
+    one = {"kind": "chain_of_thought"}
+    return {ONE: Strategy.load(one), GREEDY: Strategy.load({**one, "temperature": 0.0})} | {
         name(method, width): Strategy.load({"kind": kind, **told})
         for family in families
         for method, (kind, widths) in FAMILIES[family].items()
@@ -110,12 +117,16 @@ def line(summary: Summary, family: str, method: str) -> list[Row]:
 def show(summary: Summary, families: Sequence[str], goals: Goals) -> None:
     """Print the figures and whether they reach the goals."""
     print(
-        f"\n{'strategy':<26}{'accuracy, %':>20}{'over one sample':>22}{'decoded':>10}{'calls':>8}   per problem"
+        f"\n{'strategy':<28}{'accuracy, %':>20}{'over one sample':>22}{'over a greedy one':>22}"
+        f"{'decoded':>10}{'calls':>8}   per problem"
     )
     for row in summary.rows:
-        gap = "" if row.strategy == ONE else interval(summary.difference(row.strategy, ONE), signed=True)
+        gaps = (
+            "" if row.strategy == other else interval(summary.difference(row.strategy, other), signed=True)
+            for other in (ONE, GREEDY)
+        )
         costs = f"{row.completion_tokens.mean.value:>10,.1f}{row.calls.mean.value:>8,.1f}"
-        print(f"{row.strategy:<26}{interval(row.accuracy):>20}{gap:>22}{costs}")
+        print(f"{row.strategy:<28}{interval(row.accuracy):>20}{''.join(f'{gap:>22}' for gap in gaps)}{costs}")
     print()
     if "votes" in families:
         gap = summary.difference(name("RPC", 8), name("self-consistency", 16))
@@ -174,7 +185,6 @@ def picture(summary: Summary, families: Sequence[str], path: Path, title: str) -
     rows = -(-len(families) // columns)
     figure = Figure(figsize=(4.6 * columns, 4.1 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    one = summary.row(ONE)
 
     def drawn(axes: Any, rows: Sequence[Row], **style: Any) -> None:
         x = [row.completion_tokens.mean.value for row in rows]
@@ -200,7 +210,8 @@ def picture(summary: Summary, families: Sequence[str], path: Path, title: str) -
             drawn(
                 axes, line(summary, family, method), color=colour, marker=marker, markersize=5.5, label=method
             )
-        drawn(axes, [one], color="#1a1c20", marker="*", markersize=9, label=ONE)
+        drawn(axes, [summary.row(ONE)], color="#1a1c20", marker="*", markersize=9, label=ONE)
+        drawn(axes, [summary.row(GREEDY)], color="#7a7f87", marker="p", markersize=7, label=GREEDY)
         axes.set_xscale("log")
         axes.set_title(family, loc="left", fontweight="bold", fontsize=11)
         axes.grid(alpha=0.3)

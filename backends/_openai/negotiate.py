@@ -65,6 +65,7 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
         ),
         vllm=True,
         tokenize=tokenize,
+        labels=tokenize,
     )
 
 

@@ -1,9 +1,11 @@
-"""Log-probabilities of given continuations, read off vLLM's prompt log-probabilities."""
+"""Log-probabilities of given continuations, read off vLLM's prompt log-probabilities; of single tokens, off the
+next token's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from stratagem.backends._openai.failure import Malformed
 from stratagem.backends._openai.wire import Dialect, chat, read_usage, reading, scored
@@ -24,6 +26,35 @@ def body(messages: Sequence[Message], continuation: str, dialect: Dialect) -> di
     """The request that scores one continuation. It decodes one token, since vLLM decodes no fewer."""
     asked = chat(continued(messages, continuation), dialect)
     return asked | {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+
+
+MOST_LABELS = 128  # that vLLM tells of in one answer
+SHORT = 16  # characters of what may be one token
+
+
+def labels_body(messages: Sequence[Message], ids: Sequence[int], dialect: Dialect) -> dict[str, object]:
+    """The request for the log-probabilities of these tokens as the next one.
+
+    Unlike prompt log-probabilities it has the prompt from the prefix cache, and it is one for all.
+    """
+    asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "return_tokens_as_token_ids": True}
+    return chat(messages, dialect) | asked | {"logprob_token_ids": list(ids)}
+
+
+def read_labels(answer: Any, ids: Sequence[int]) -> tuple[dict[int, float] | None, Usage]:
+    """The log-probability of each token, and the usage; ``None`` from a vLLM that does not know what it is asked.
+
+    Raises Malformed where the answer is not the protocol.
+    """
+    with reading():
+        usage = read_usage(answer.get("usage"))
+        [step] = answer["choices"][0]["logprobs"]["content"]
+        told = {str(each["token"]): float(each["logprob"]) for each in (*step["top_logprobs"], step)}
+    if usage is None:
+        raise Malformed("it has no usage")
+    found = {each: told.get(f"token_id:{each}") for each in ids}
+    known = {each: logprob for each, logprob in found.items() if logprob is not None}
+    return (known if len(known) == len(found) else None), usage
 
 
 def read(

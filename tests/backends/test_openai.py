@@ -317,6 +317,44 @@ def test_scores_are_those_of_decoding() -> None:
     run(main)
 
 
+def test_single_tokens_are_scored_by_one_request() -> None:
+    """With what prompt log-probabilities say, which an older server is asked for instead."""
+
+    async def main() -> None:
+        async with connected() as (server, backend):
+            words = ("yes", "no", "maybe", "yes")
+            together = await backend.score(ScoreRequest(ASKED, words))
+            [record] = server.records
+            assert (record.decoded, together.usage.calls) == (1, 1)
+            assert_covers(together.usage, server)
+            apart = [
+                await backend.score(ScoreRequest(ASKED, (word, "more words than one"))) for word in words
+            ]
+            assert together.scores == tuple(each.scores[0] for each in apart)
+            asked = server.totals().other_requests
+            again = await backend.score(ScoreRequest((Message("user", "And now?"),), words))
+            assert again.usage.calls == 1
+            assert server.totals().other_requests == asked + 1  # which token a word is was remembered
+
+    run(main)
+
+
+def test_a_server_that_does_not_know_labels_is_asked_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "stratagem.testing._server.answer.Writer._labelled", lambda self, tokens, labels: tokens
+    )
+
+    async def main() -> None:
+        async with connected() as (server, backend):
+            for expected in (3, 2, 2):  # requests: one in vain, and one for each word
+                before = len(server.records)
+                scoring = await backend.score(ScoreRequest(ASKED, ("yes", "no")))
+                assert [t.token for [t] in scoring.scores] == ["yes", "no"]
+                assert len(server.records) - before == scoring.usage.calls == expected
+
+    run(main)
+
+
 def test_scoring_without_the_server_s_tokenizer() -> None:
     async def main() -> None:
         async with connected(SimSettings(tokenize=False)) as (_, backend):

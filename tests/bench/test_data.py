@@ -54,6 +54,15 @@ def test_gsm8k_answers_are_the_numbers_after_the_hashes() -> None:
     assert len(load(f"gsm8k:{path}", limit=7)) == 7
 
 
+def test_a_json_array_is_read_as_its_elements(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(3)]
+    (lines := tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (array := tmp_path / "b" / "a.jsonl").parent.mkdir()
+    array.write_text(json.dumps(rows, indent=2))
+    assert load(f"jsonl:{array}") == load(f"jsonl:{lines}")
+    assert len(load(f"jsonl:{array}")) == 3
+
+
 def test_svamp_joins_body_and_question_and_writes_whole_numbers_as_such() -> None:
     problems = load(f"svamp:{shared('svamp.jsonl')}")
     assert len(problems) == 150

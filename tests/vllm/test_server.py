@@ -97,6 +97,23 @@ def test_scores_are_the_log_probabilities_of_decoding(server: VLLMServer) -> Non
     run(main, server)
 
 
+def test_single_tokens_are_scored_by_one_request_that_has_the_prompt_cached(server: VLLMServer) -> None:
+    async def main(backend: OpenAIBackend) -> None:
+        messages = asked("Is 7 + 6 = 13 right, or is it wrong, as the teacher says to them?").messages
+        words = ("yes", "no", "Yes", "7")
+        together = await backend.score(ScoreRequest(messages, words))
+        apart = await backend.score(ScoreRequest(messages, (*words, "more words than one")))
+        assert (together.usage.calls, apart.usage.calls) == (1, 5)
+        for [a], [b] in zip(together.scores, apart.scores, strict=False):
+            assert a.token == b.token
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
+        again = await backend.score(ScoreRequest(messages, words))
+        assert again.usage.cached_tokens >= 16
+        assert apart.usage.cached_tokens == 0  # prompt log-probabilities are computed anew
+
+    run(main, server)
+
+
 def test_counts_are_exact(server: VLLMServer) -> None:
     async def main(backend: OpenAIBackend) -> None:
         request = asked("A question that was never counted before: 17?")

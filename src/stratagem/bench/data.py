@@ -143,7 +143,15 @@ def _explain(path: Path, broken: list[tuple[int, str]], *, usable: int) -> DataE
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Non-blank lines with their numbers, from 1."""
+    """Non-blank lines with their numbers, from 1; of a file that is a JSON array, as SVAMP is, its elements."""
+    if data.lstrip().startswith(b"["):
+        try:
+            rows = json.loads(data)
+        except (RecursionError, ValueError):  # lines, of which the first may be broken
+            rows = None
+        if isinstance(rows, list) and len(rows) > 1:
+            yield from ((number, json.dumps(row).encode()) for number, row in enumerate(rows, start=1))
+            return
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
             yield number, line

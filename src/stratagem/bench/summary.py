@@ -225,6 +225,8 @@ def _calibrations(results: Results, strategy: str) -> list[Calibration]:
     found = []
     for source, pairs in predictions.items():
         p, y = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs], dtype=np.float64)
+        if p.min() < 0 or p.max() > 1:  # a score by which samples are ranked, but no probability
+            continue
         found.append(
             Calibration(
                 strategy,

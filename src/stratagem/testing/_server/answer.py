@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -216,7 +216,18 @@ class Writer:
     def _chat_logprobs(self, tokens: tuple[Token, ...]) -> dict[str, Any] | None:
         if self.requests[0].top_logprobs is None:
             return None
+        if (labels := self.body.logprob_token_ids) is not None:
+            tokens = tuple(self._labelled(tokens, labels))
         return {"content": [{**_named(t.piece, t.logprob), "top_logprobs": _ranked(t.top)} for t in tokens]}
+
+    def _labelled(self, tokens: tuple[Token, ...], labels: list[int]) -> Iterator[Token]:
+        """The tokens with the log-probabilities of those that were asked for, named by their ids."""
+        before = self.requests[0].prompt_tokens[-1]
+        for token in tokens:
+            pieces = dict.fromkeys(self.vocabulary.piece(label) for label in labels)
+            top = {f"token_id:{self.vocabulary.id(piece)}": logprob(before, piece) for piece in pieces}
+            yield replace(token, piece=f"token_id:{self.vocabulary.id(token.piece)}", top=top)
+            before = token.piece
 
     def _completion_logprobs(
         self, tokens: list[Token | None], request: SimRequest, offset: int
