@@ -1,12 +1,12 @@
-"""Whether test-time compute pays on the embedded model: one sample, self-consistency and best-of-N, on problems
-that it has never seen.
+"""Whether test-time compute pays on the embedded model: one sample, a greedy one, self-consistency and best-of-N,
+on problems that it has never seen.
 
     python benchmarks/accuracy.py [--limit 300] [--n 16] [--split test] [--judges step_judge restart]
 
 Printed are accuracies and paired differences with 95 % bootstrap intervals over problems, against the goals on the
 split `test`: +5 points for self-consistency@16, +10 for best-of-16 by the step judge, intervals above zero; other
-judges and other splits are informative. A report is written beside the results. Interrupted, the same command
-goes on.
+judges and other splits are informative, and so is what votes of cooler samples gain over a greedy one. A report is
+written beside the results. Interrupted, the same command goes on.
 
 Exits with 1 if a goal is missed (--informative: with 0).
 """
@@ -28,7 +28,8 @@ from stratagem.bench.statistics import Estimate
 from stratagem.bench.summary import Summary, summarise
 from stratagem.core.protocols import Strategy
 
-ONE, VOTE, BEST = "one sample", "self-consistency", "best of n by "
+ONE, GREEDY, VOTE, BEST = "one sample", "greedy", "self-consistency", "best of n by "
+COOL, JUDGED = "self-consistency at 0.7", "vote by step judge at 0.7"
 GOALS = {VOTE: 0.05, BEST + "step_judge": 0.10}  # in accuracy, over one sample
 
 
@@ -36,8 +37,13 @@ def strategies(n: int, judges: list[str]) -> dict[str, Strategy]:
     """What is compared, by the names in the report."""
     return {
         ONE: Strategy.load("chain_of_thought"),
+        GREEDY: Strategy.load({"kind": "chain_of_thought", "temperature": 0.0}),
         VOTE: Strategy.load({"kind": "self_consistency", "n": n}),
         **{BEST + judge: Strategy.load({"kind": "best_of_n", "n": n, "verifier": judge}) for judge in judges},
+        COOL: Strategy.load({"kind": "self_consistency", "n": n, "temperature": 0.7}),
+        JUDGED: Strategy.load(
+            {"kind": "weighted_vote", "n": n, "temperature": 0.7, "by": "verifier", "verifier": "step_judge"}
+        ),
     }
 
 
@@ -57,6 +63,9 @@ def show(summary: Summary, goals: Goals) -> None:
             reached = gap.value >= goal and gap.low > 0
             verdict = goals.check(reached, f"at least {100 * goal:+.0f}, interval above 0")
         print(f"{row.strategy:<28}{interval(gap, signed=True):>22}   {verdict}")
+    print(f"\n{'points over a greedy sample':<28}{'difference':>22}")
+    for row in summary.rows[2:]:
+        print(f"{row.strategy:<28}{interval(summary.difference(row.strategy, GREEDY), signed=True):>22}")
     for curve in summary.curves:
         print(f"\n{'what k samples give, %':<28}" + "".join(f"{k:>8}" for k in curve.k))
         print(curve.strategy)

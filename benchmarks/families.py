@@ -56,7 +56,7 @@ FAMILIES: Mapping[str, Mapping[str, tuple[str, Widths]]] = {
         "early stopping": ("early_stopping_consistency", _by("n", 16, 32)),
         "weighted vote": ("weighted_vote", _by("n", 4, 8, 16)),
         "vote by step judge": ("weighted_vote", _by("n", 4, 8, 16, by="verifier", verifier="step_judge")),
-        "the same at 0.7": (
+        "vote by step judge at 0.7": (
             "weighted_vote",
             _by("n", 4, 16, by="verifier", verifier="step_judge", **COOL),
         ),
@@ -180,7 +180,17 @@ def picture(summary: Summary, families: Sequence[str], path: Path, title: str) -
     """A panel per family in colours, all other methods behind it in grey."""
     from matplotlib.figure import Figure
 
-    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5d4a8a")
+    colours = (
+        "#0072b2",
+        "#d55e00",
+        "#009e73",
+        "#cc79a7",
+        "#56b4e9",
+        "#e69f00",
+        "#5d4a8a",
+        "#8c6d31",
+        "#a50f15",
+    )
     columns = min(len(families), 3)
     rows = -(-len(families) // columns)
     figure = Figure(figsize=(4.6 * columns, 4.1 * rows), layout="constrained")
@@ -206,7 +216,7 @@ def picture(summary: Summary, families: Sequence[str], path: Path, title: str) -
                     linewidth=0.9,
                     zorder=1,
                 )
-        for method, colour, marker in zip(FAMILIES[family], colours, "osD^vPX", strict=False):
+        for method, colour, marker in zip(FAMILIES[family], colours, "osD^vPXh<", strict=False):
             drawn(
                 axes, line(summary, family, method), color=colour, marker=marker, markersize=5.5, label=method
             )

@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 import pytest
 
 import stratagem as sg
-from stratagem._cli.demo import JUDGED, ONE, VOTE, demo
+from stratagem._cli.demo import GREEDY, JUDGED, ONE, VOTE, demo
 
 Cli = Callable[..., CompletedProcess[str]]
 QUESTION = "Ana has 3 apples. Ben has 4 more apples than Ana. How many apples has Ben?"
@@ -76,7 +76,7 @@ def test_demo_shows_every_strategy_and_what_it_cost(capfd: pytest.CaptureFixture
     assert asyncio.run(main()) == 0
     shown = capfd.readouterr()
     assert "2 word problems" in shown.err
-    for name in (ONE, VOTE, JUDGED):
+    for name in (ONE, GREEDY, VOTE, JUDGED):
         [row] = [line for line in shown.out.splitlines() if line.startswith(name) and "%" in line]
         assert row.split()[-1].replace(".", "").isdigit()  # its seconds
     assert "All of it cost" in shown.out

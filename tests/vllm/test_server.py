@@ -99,8 +99,8 @@ def test_scores_are_the_log_probabilities_of_decoding(server: VLLMServer) -> Non
 
 def test_single_tokens_are_scored_by_one_request_that_has_the_prompt_cached(server: VLLMServer) -> None:
     async def main(backend: OpenAIBackend) -> None:
-        messages = asked("Is 7 + 6 = 13 right, or is it wrong, as the teacher says to them?").messages
-        words = ("yes", "no", "Yes", "7")
+        messages = asked("Is 7 + 6 = 13 right, or is it wrong? " * 4).messages
+        words = ("yes", "no", "a", "7")
         together = await backend.score(ScoreRequest(messages, words))
         apart = await backend.score(ScoreRequest(messages, (*words, "more words than one")))
         assert (together.usage.calls, apart.usage.calls) == (1, 5)

@@ -34,12 +34,20 @@ PROBLEMS = 32
 WAVE = 4  # problems that all strategies finish before the next are begun
 SECONDS = 70.0  # then it ends, with the waves that are finished
 
-ONE, VOTE, JUDGED = "one sample", "vote of 16", "best of 16 by judge"
+ONE, GREEDY = "one sample", "one greedy sample"
+VOTE, JUDGED = "vote of 16", "best of 16 by judge"
 
 
 def strategies() -> dict[str, sg.Strategy]:
     """What is compared, by the name it is shown under."""
-    return {ONE: sg.ChainOfThought(), VOTE: sg.SelfConsistency(n=16), JUDGED: sg.BestOfN(n=16)}
+    return {
+        ONE: sg.ChainOfThought(),
+        GREEDY: sg.ChainOfThought(temperature=0.0),
+        VOTE: sg.SelfConsistency(
+            n=16, temperature=0.7
+        ),  # cooler than the model's own: such votes beat greedy
+        JUDGED: sg.BestOfN(n=16),
+    }
 
 
 async def demo(llm: sg.Backend, *, problems: int = PROBLEMS, limit: float = SECONDS) -> int:
@@ -139,22 +147,24 @@ def _table(summary: Summary, spent: Mapping[str, float]) -> Table:
 
 def _moral(summary: Summary) -> Text:
     """What the extra computation bought, in figures."""
-    first, last = summary.rows[0], max(summary.rows, key=lambda row: row.accuracy.value)
+    text = Text()
+    for name in (VOTE, JUDGED):
+        over, greedy = (summary.difference(name, other) for other in (ONE, GREEDY))
+        text.append_text(
+            Text.assemble(
+                (name.capitalize(), STRONG),
+                " over one sample: ",
+                points(over, signed=True),
+                " points, over a greedy one ",
+                points(greedy, signed=True),
+                ", for ",
+                (f"{_ratio(summary.row(name), summary.row(ONE)):.0f} times", STRONG),
+                " the tokens.\n",
+            )
+        )
+    text.append("An interval that includes zero may be chance: these are few problems. ", style=DIM)
     total = count(round(sum(row.tokens.total for row in summary.rows)), "token")
-    if last is first:
-        return Text(f"More computation bought nothing here. All of it cost {total}.")
-    gain = summary.difference(last.strategy, first.strategy)
-    text = Text.assemble(
-        (last.strategy.capitalize(), STRONG),
-        " over one sample: ",
-        points(gain, signed=True),
-        " points, for ",
-        (f"{_ratio(last, first):.0f} times", STRONG),
-        " the tokens.",
-    )
-    if not gain.excludes_zero:
-        text.append(" The interval includes zero: on so few problems that may be chance.", style=DIM)
-    return text.append(f" All of it cost {total}.")
+    return text.append(f"All of it cost {total}.")
 
 
 def _ratio(row: Row, base: Row) -> float:
@@ -209,7 +219,8 @@ def _next() -> list[RenderableType]:
         "Measure": "bench gym:words --strategies chain_of_thought,best_of_n --limit 50 --out words",
     }
     parts: list[RenderableType] = [Text("Next", style=STRONG)]
-    program = "stratagem" if which("stratagem") else sys.argv[0]
+    here = Path(sys.argv[0])
+    program = str(here) if here.name == "stratagem" and which("stratagem") is None else "stratagem"
     for what, command in commands.items():
         parts.append(Text.assemble((f"{what}: ", DIM), (f"{program} {command}", ACCENT)))
     return parts
