@@ -112,7 +112,7 @@ class _Nodes:
         else can be done, all of them are put into one interrupt; resumed, the node finds what it has done in what
         is kept.
         """
-        rounds = _rounds(state)
+        task, rounds = _task(state), _rounds(state)
         allowed: dict[str, bool | Mapping[str, Any]] = {}
 
         async def approve(name: str, call: str) -> bool | Mapping[str, Any] | None:
@@ -120,7 +120,7 @@ class _Nodes:
 
         while True:
             run = self._run(state, runtime, approve)
-            done = await self.strategy.act(run, state.get("said", ""), rounds)
+            done = await self.strategy.act(task, run, state.get("said", ""), rounds)
             waiting = {call.name: call.call for call in done.calls if call.waiting}
             if not waiting:
                 break

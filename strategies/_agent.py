@@ -7,13 +7,14 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from stratagem.core.asking import Sampling
 from stratagem.core.backend import Constraint, Message
+from stratagem.core.budget import Amount
 from stratagem.core.calling import Called, Toolbox, shortened
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
@@ -23,6 +24,7 @@ from stratagem.core.prompts import NATIVE
 from stratagem.core.protocols import Strategy
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
+from stratagem.core.usage import Usage
 
 ANSWER: Final = r"The answer is [^\n]+"
 ANSWER_NOW: Final = "Write the answer now."
@@ -158,10 +160,29 @@ class Agent(Strategy):
 
     async def _call(self, task: Task, run: Run, lines: Lines, rounds: Sequence[Round]) -> list[Called]:
         async def instead(name: str, call: str, error: str) -> str | None:
-            return await self.instead(task, run, rounds, f"{name} = {call}", f"{name} failed: {error}")
+            return await self._instead(task, run, rounds, name, call, error)
 
         ask = instead if self._named else None
         return await run.call(lines, known=known(rounds), named=self._named, instead=ask)
+
+    async def _instead(
+        self, task: Task, run: Run, rounds: Sequence[Round], name: str, call: str, error: str
+    ) -> str | None:
+        """:meth:`instead`, kept with its cost: a graph's node that runs again does not pay for it again."""
+        key = f"instead/{name}"
+        if run.kept is not None and (found := await run.kept.recall([key])):
+            kept = json.loads(found[key])
+            usage = Usage(**kept["usage"])
+            try:
+                (await run.ledger.reserve(Amount(usage.tokens, usage.calls, usage.money))).settle(usage)
+            except BudgetExhausted:
+                return None
+            return str(kept["line"])
+        own = Run(run.models, ledger=run.ledger.child(), seed=run.seed, trace=run.trace, tools=run.tools)
+        line = await self.instead(task, own, rounds, f"{name} = {call}", f"{name} failed: {error}")
+        if run.kept is not None and line is not None:
+            await run.kept.remember({key: json.dumps({"line": line, "usage": asdict(own.ledger.spent)})})
+        return line
 
     async def instead(
         self, task: Task, run: Run, rounds: Sequence[Round], call: str, failure: str
@@ -236,13 +257,12 @@ class Agent(Strategy):
                 break
         return "\n".join(kept)
 
-    async def act(self, run: Run, said: str, rounds: Sequence[Round]) -> Round:
-        """Make the calls of a turn that is already written (:meth:`turn` does both at once). The model is
-        not asked for others in place of those that fail: where this is run again, it would be paid again."""
+    async def act(self, task: Task, run: Run, said: str, rounds: Sequence[Round]) -> Round:
+        """Make the calls of a turn that is already written (:meth:`turn` does both at once)."""
         lines = Lines()
         self._hand_on(said.split("\n"), lines)
         lines.close()
-        return self._round(said, rounds, await run.call(lines, known=known(rounds), named=self._named))
+        return self._round(said, rounds, await self._call(task, run, lines, rounds))
 
     async def conclude(self, task: Task, run: Run, rounds: Sequence[Round]) -> Round:
         """The last turn: it has to answer."""

@@ -1,11 +1,11 @@
 """Pruned best-of-N: argmax_i s(x, y_i) over the samples that are left of n after pruning by s(x, y_i[:c]).
 
 At checkpoint j, c_j lines or tokens into the answers, the best max(least, ceil(keep * m)) of the m samples that are
-left stay; with ``every``, at each so many, those that are at most ``margin`` below the best. The others are stopped in the
-engine. With ``explore`` T a sample stays with probability proportional to exp(s / (T 2^-j)).
+left stay; with ``every``, at each so many, those that are at most ``margin`` below the best. The others are stopped
+in the engine. With ``explore`` T a sample stays with probability proportional to exp(s / (T 2^-j)).
 Source: Manvi, Singh, Ermon 2024 (arXiv 2410.02725); it prints neither checkpoints nor shares. Chosen here: lines,
-at whose ends the shipped judges were trained; a quarter after the first, and of those after the second, but two: with
-one the verdict on whole answers, which knows more, would decide nothing.
+at whose ends the shipped judges were trained; a quarter after the first, and of those after the second, but two:
+with one the verdict on whole answers, which knows more, would decide nothing.
 
 Each sample is a stream of its own, which goes on while it is judged: its text is the one that best-of-n draws
 with the same seed, no prefix is sent again, no sample waits for a judge or for another sample. The price is what a

@@ -251,3 +251,53 @@ def test_what_calls_cost_counts_once_however_often_the_graph_is_interrupted() ->
         assert (answer.usage.money, answer.stopped) == (4.5, "complete")
 
     asyncio.run(main())
+
+
+def test_the_model_is_asked_for_another_call_once_however_often_the_graph_is_interrupted() -> None:
+    """As by itself; a node that runs again has what the model said, and its cost, from what it keeps."""
+    asked: list[str] = []
+
+    def language(messages: Messages, tokens: tuple[str, ...]) -> Distribution:
+        last = messages[-1].content
+        if sum(m.role == "assistant" for m in messages) == 0:
+            said = 'a = price("pen")\nb = buy(3)'
+        elif "failed" in last:
+            if not tokens:
+                asked.append(last)
+            said = 'a = price("pens")'
+        else:
+            said = "The answer is 4."
+        return {END: 1.0} if tokens else {said: 1.0}
+
+    def box() -> sg.Toolbox:
+        @sg.tool(effect="read_only", on_failure="ask")
+        async def price(item: str) -> int:
+            """Price of an item."""
+            if item == "pen":
+                raise LookupError("only in packs")
+            return len(item)
+
+        @sg.tool
+        async def buy(n: int) -> int:
+            """Buy so many."""
+            return n
+
+        return sg.Toolbox([price, buy])
+
+    async def main() -> None:
+        toy, strategy = ToyModel(language), sg.DivideThenAggregate()
+        compiled = agent_graph(strategy, box(), llm=toy, ask_approval=True).compile(
+            checkpointer=InMemorySaver()
+        )
+        await compiled.ainvoke({"question": "What?"}, CONFIG)
+        assert asked == ["a failed: price: LookupError: only in packs"]
+        await compiled.ainvoke(Command(resume="perhaps"), CONFIG)
+        state = await compiled.ainvoke(Command(resume=True), CONFIG)
+        assert len(asked) == 1
+        answer = sg.Answer.model_validate(state["answer"])
+        assert [(c.call, c.ok) for c in answer.calls] == [('price("pens")', True), ("buy(3)", True)]
+        assert answer.usage.tokens == toy.books.usage.tokens
+        alone = await sg.solve("What?", strategy, llm=ToyModel(language), tools=box())
+        assert (answer.value, answer.usage) == (alone.value, alone.usage)
+
+    asyncio.run(main())
