@@ -216,7 +216,7 @@ class OpenAIBackend:
             raise UnsupportedError(f"{self._where} cannot score given continuations.", remedy="vLLM can.")
         prefix = await self._tokenize(request.messages, dialect) if dialect.tokenize else None
         tally = Tally(meter)
-        if prefix is not None and (labels := await self._labels(request, prefix, dialect)):
+        if prefix is not None and (labels := await self._label_ids(request, prefix, dialect)):
             told = await self._score_labels(request.messages, labels, dialect, tally)
             if told is not None:
                 scores = ((TokenLogprob(t, told[labels[t]]),) if t else () for t in request.continuations)
@@ -346,7 +346,7 @@ class OpenAIBackend:
 
         return await sender.whole(once, model=dialect.caps.model, tally=tally, lost=lost)
 
-    async def _labels(
+    async def _label_ids(
         self, request: ScoreRequest, prefix: tuple[int, ...], dialect: Dialect
     ) -> dict[str, int] | None:
         """The token that each continuation is; None where one is more than a token, or the server does not tell."""
@@ -356,11 +356,11 @@ class OpenAIBackend:
         if any(len(text) > scoring.SHORT for text in texts):
             return None
         async with task_group() as group:
-            asked = {t: group.create_task(self._label(request.messages, t, prefix, dialect)) for t in texts}
+            asked = {t: group.create_task(self._label_id(request.messages, t, prefix, dialect)) for t in texts}
         labels = {text: token for text, task in asked.items() if (token := task.result()) is not None}
         return labels if len(labels) == len(texts) else None
 
-    async def _label(
+    async def _label_id(
         self, messages: tuple[Message, ...], text: str, prefix: tuple[int, ...], dialect: Dialect
     ) -> int | None:
         place = text, prefix[-_TEMPLATE_END:]
