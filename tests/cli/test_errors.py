@@ -82,12 +82,14 @@ def test_bad_arguments(inside: Cli, arguments: tuple[str, ...], words: tuple[str
 
 
 def test_a_bench_whose_budget_admits_no_call(inside: Cli, tmp_path: Path) -> None:
-    told = ("bench", "gym:words", "--strategies", "direct", "--limit", "2", "--out", str(tmp_path / "out"))
-    done = inside(*told, "--budget", "tokens=3")
-    assert_told(done, "No run of 'direct'", "tokens=3, 0 spent", "Raise --budget")
-    done = inside(*told, "--budget", "tokens=100", "--set", "direct.max_tokens=512", "--json")
+    told = ("bench", "gym:words", "--strategies", "chain_of_thought", "--limit", "2")
+    done = inside(*told, "--out", str(tmp_path / "none"), "--budget", "tokens=3")
+    assert_told(done, "No run of 'chain_of_thought'", "tokens=3, 0 spent", "Raise --budget")
+    done = inside(*told, "--out", str(tmp_path / "some"), "--budget", "tokens=70", "--json")
     assert done.returncode == 0, done.stderr
     assert "of 2 runs cut short by the budget" in done.stderr
+    done = inside(*told, "--out", str(tmp_path / "all"), "--budget", "tokens=300", "--json")
+    assert (done.returncode, done.stderr) == (0, "")  # 512 tokens did not fit, but none was needed
 
 
 def test_bad_standard_input(cli: Cli) -> None:

@@ -71,6 +71,19 @@ def test_strategies_for_people(inside: Cli) -> None:
     assert "Samples. (int; ≥ 1)" in text
 
 
+def test_one_of_them(inside: Cli) -> None:
+    text = inside("strategies", "best-of-n", "judge").stdout
+    assert "\nbest_of_n  " in text
+    assert "\njudge  " in text
+    assert "self_consistency" not in text
+    unknown = inside("strategies", "best_of_m")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "Unknown strategy 'best_of_m'. Did you mean best_of_n?" in unknown.stderr
+    assert (
+        r'"\n"' in inside("strategies", "beam_search").stdout
+    )  # the delimiter, which would be an empty line
+
+
 @pytest.mark.parametrize(
     "arguments", [("--help",), ("solve", "--help"), ("strategies",), ("bench", "--help")]
 )

@@ -229,13 +229,19 @@ def solve(
 
 
 @app.command()
-def strategies(as_json: AsJson = False, debug: Debug = False) -> None:
+def strategies(
+    kinds: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these strategies or verifiers.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """List strategies and verifiers, with their parameters."""
 
     def command() -> Coroutine[Any, Any, int]:
         from stratagem._cli.listing import list_components
 
-        return list_components(as_json=as_json)
+        return list_components(kinds or (), as_json=as_json)
 
     finish(command, debug)
 
@@ -375,4 +381,4 @@ def main() -> int:
 def _usage(error: Any) -> str:
     message = str(error.format_message()).strip()
     where = error.ctx.command_path if getattr(error, "ctx", None) else "stratagem"
-    return f"{message.rstrip('.')}. See: {where} --help"
+    return f"{message.rstrip('.')}{'' if message.endswith('?') else '.'} See: {where} --help"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -42,9 +42,19 @@ class Entry:
     parameters: tuple[Parameter, ...]
 
 
-async def list_components(*, as_json: bool) -> int:
-    """Print every strategy and verifier; gives the exit code."""
+async def list_components(kinds: Sequence[str] = (), *, as_json: bool) -> int:
+    """Print every strategy and verifier, or those of these kinds; gives the exit code.
+
+    Raises:
+        ConfigurationError: there is no such kind.
+    """
     families = {"strategies": entries(Strategy), "verifiers": entries(Verifier)}
+    if kinds:
+        wanted = {kind.replace("-", "_") for kind in kinds}
+        families = {n: [e for e in members if e.kind in wanted] for n, members in families.items()}
+        for kind in wanted - {entry.kind for members in families.values() for entry in members}:
+            Strategy.named(kind)  # says what there is
+        families = {name: members for name, members in families.items() if members or as_json}
     if as_json:
         data = {name: [asdict(entry) for entry in members] for name, members in families.items()}
         write_line(json.dumps(data, ensure_ascii=False, indent=2))
@@ -145,4 +155,5 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, dict) and "kind" in value:
         return str(value["kind"])
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    plain = isinstance(value, str) and value.isprintable() and value
+    return value if plain else json.dumps(value, ensure_ascii=False)
