@@ -403,15 +403,23 @@ class Run:
             money = caps.prices.of(prompt_tokens, max_tokens)
             once = Amount(calls=int(caps.one_call))
             each = Amount(prompt_tokens + max_tokens, 1 - once.calls, money)
-            left = self.ledger.left().tokens
-            if shrink and left is not None and prompt_tokens < left < each.tokens:
-                wanted = wanted if wanted.tokens else each
-                max_tokens = left - prompt_tokens
+            if shrink and (room := self._room(prompt_tokens, each)):
+                wanted, max_tokens = wanted if wanted.tokens else each, room
                 continue
             n = max(1, self.ledger.affordable(each, request.n, once=once))
-            reservation = await self.ledger.reserve(once + each * n)
+            try:
+                reservation = await self.ledger.reserve(once + each * n)
+            except BudgetExhausted:  # others have spent meanwhile what it waited for
+                if not (shrink and self._room(prompt_tokens, each)):
+                    raise
+                continue
             reservation.wanted = wanted
             return replace(request, n=n, max_tokens=max_tokens), reservation
+
+    def _room(self, prompt_tokens: int, each: Amount) -> int:
+        """Tokens of a completion that what is left of the budget holds, where it holds some but not ``each``."""
+        left = self.ledger.left().tokens
+        return left - prompt_tokens if left is not None and prompt_tokens < left < each.tokens else 0
 
     async def _capabilities(self, role: str) -> Capabilities:
         """What the role's backend can do.
