@@ -356,7 +356,9 @@ class OpenAIBackend:
         if any(len(text) > scoring.SHORT for text in texts):
             return None
         async with task_group() as group:
-            asked = {t: group.create_task(self._label_id(request.messages, t, prefix, dialect)) for t in texts}
+            asked = {
+                t: group.create_task(self._label_id(request.messages, t, prefix, dialect)) for t in texts
+            }
         labels = {text: token for text, task in asked.items() if (token := task.result()) is not None}
         return labels if len(labels) == len(texts) else None
 

@@ -37,7 +37,8 @@ from stratagem.bench.statistics import bootstrap_mean
 from stratagem.bench.summary import Summary, summarise
 from stratagem.core.protocols import Strategy
 
-ONE, BEST, WHOLE, VOTE = "one sample", "best of n", "best of n by restart", "consistency"
+ONE, GREEDY, VOTE = "one sample", "greedy", "consistency"
+BEST, WHOLE = "best of n", "best of n by restart"
 ADAPTIVE, PRUNED, CONTINUOUS, EARLY = "adaptive", "pruned", "pruned continuously", "early stopping"
 SHARE, SAMPLES, SAVED, POINTS = 0.74, 2.0, 0.5, 0.01  # the goals
 ASKED = 0.8  # of the gain, on the development set: a margin for what differs on others
@@ -48,6 +49,7 @@ def strategies(n: int, verifier: str, tau: float) -> dict[str, Strategy]:
     judged = {"n": n, "verifier": verifier}
     return {
         ONE: Strategy.load("chain_of_thought"),
+        GREEDY: Strategy.load({"kind": "chain_of_thought", "temperature": 0.0}),
         BEST: Strategy.load({"kind": "best_of_n", **judged}),
         ADAPTIVE: Strategy.load({"kind": "adaptive_best_of_n", "tau": tau, **judged}),
         WHOLE: Strategy.load({"kind": "best_of_n", "n": n, "verifier": "restart"}),
@@ -72,6 +74,8 @@ def show(results: Results, summary: Summary, goals: Goals) -> None:
     print(
         f"\n{BEST} over {ONE}: {interval(gain, signed=True)} points; {ADAPTIVE}: {interval(kept, signed=True)}"
     )
+    greedy = interval(summary.difference(ADAPTIVE, GREEDY), signed=True)
+    print(f"{ADAPTIVE} over {GREEDY}, which its first sample is: {greedy} points")
     print(f"{ADAPTIVE}: share of the gain {share:.2f}   {goals.at_least(share, SHARE)}")
     few = f"{drawn.value:.2f} [{drawn.low:.2f}, {drawn.high:.2f}]"
     print(f"{ADAPTIVE}: samples that count {few}   {goals.at_most(drawn.value, SAMPLES)}")
@@ -136,7 +140,7 @@ async def main() -> int:
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in llm.name)
     out: Path = args.out or Path("runs", "adaptive", f"{safe}-{args.split}-{args.n}-{args.verifier}")
     try:
-        tau: float = args.tau or await threshold(args, llm, out / "dev")
+        tau: float = args.tau if args.tau is not None else await threshold(args, llm, out / "dev")
         results = await measured(
             load("gym:words", split=args.split, limit=args.limit),
             strategies(args.n, args.verifier, tau),

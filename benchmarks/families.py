@@ -151,7 +151,9 @@ def _scaling(summary: Summary, goals: Goals) -> None:
         else:
             size, decoded = needed
             share = row.completion_tokens.mean.value / decoded
-            told = f"beam search needs {size / n:.2f} N; particles decode {share:.2f} of its tokens"
+            most = "at most " if size == sizes[0] else ""
+            told = f"beam search first is as accurate at {most}{size / n:.2f} N"
+            told += f"; particles decode {share:.2f} of its tokens"
         verdict = ""
         if 4 * n in sizes:
             gap = summary.difference(row.strategy, name("beam search", 4 * n))

@@ -61,10 +61,10 @@ class Spending(ABC):
         share.back, share.tokens = share.back + 1, tokens
         self._weigh(task)
 
-    def close(self, task: int | None = None) -> None:
-        """The task, or every one, gets no more."""
-        for share in self._shares if task is None else (self._shares[task],):
-            share.open, share.worth = False, 0.0
+    def close(self, task: int) -> None:
+        """The task gets no more."""
+        share = self._shares[task]
+        share.open, share.worth = False, 0.0
 
     def _weigh(self, task: int) -> None:
         share = self._shares[task]
@@ -93,10 +93,11 @@ class ByScore(Spending):
         self._scores: list[list[float]] = [[] for _ in range(tasks)]
         self._sum, self._count = 0.0, 0
 
-    def score(self, task: int, score: float) -> None:
-        """What the verifier says of a sample."""
-        self._scores[task].append(score)
-        self._sum, self._count = self._sum + score, self._count + 1
+    def score(self, task: int, score: float | None) -> None:
+        """What the verifier says of a sample; ``None``: nothing: no hope for this task, no word on the others."""
+        self._scores[task].append(score or 0.0)
+        if score is not None:
+            self._sum, self._count = self._sum + score, self._count + 1
 
     def gain(self, task: int, under_way: int) -> float:
         scores = self._scores[task]

@@ -92,9 +92,10 @@ def _decided(known: Mapping[int, int | None], guess: int, n: int, leads: Leads, 
     votes: Counter[int] = Counter()
     for index in range(n):
         label = known.get(index, guess)
-        if label is None:
+        if label is not None:
+            votes[label] += 1
+        elif not votes:
             continue
-        votes[label] += 1
         ranked = sorted(votes.values(), reverse=True)
         ahead = ranked[0] - (ranked[1] if len(ranked) > 1 else 0)
         if ahead >= n - index:  # even if all that are left agreed on another

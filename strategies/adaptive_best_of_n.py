@@ -67,7 +67,10 @@ class AdaptiveBestOfN(Sampler):
         async def rate(candidate: Candidate) -> Candidate:
             if run.best is None:
                 run.propose(Answer.of(candidate))  # unjudged is better than none, should the time run out
-            [candidate] = await judge(run, self.verifier, task, [candidate])
+            try:
+                [candidate] = await judge(run, self.verifier, task, [candidate])
+            except BudgetExhausted as error:  # what cannot be judged cannot win: no more is drawn
+                refused.append(error)
             seen.append(candidate)
             run.propose(best(seen, self.verifier))
             return candidate

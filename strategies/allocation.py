@@ -99,13 +99,15 @@ class Allocation(Sampler, Spreading):
                 [candidate] = await run.draw(requests[at].sibling(index), task=task, then=rate)
             except StratagemError as error:
                 errors.setdefault(at, error)
-                spending.close(None if isinstance(error, BudgetExhausted) else at)
+                spending.close(
+                    at
+                )  # another's prompt may still fit; if the limit is everybody's, each is refused
                 return
             drawn[at][index] = candidate
             if isinstance(spending, ByVotes):
                 spending.vote(at, None if candidate.answer is None else candidate.answer.strip())
             else:
-                spending.score(at, candidate.scores.get(self.verifier.kind, 0.0) if self.verifier else 0.0)
+                spending.score(at, candidate.scores.get(self.verifier.kind) if self.verifier else None)
             spending.came(at, run.ledger.spent.tokens)
             await settle(at)
 

@@ -61,6 +61,7 @@ class Auto(Strategy):
         left = run.ledger.left()
         chosen, reason = self.choose(left)
         run.trace.append(Chosen(chosen.dump(), reason))
+        await chosen.check(run)
         return await chosen(task, run)
 
     def choose(self, left: Budget) -> tuple[Strategy, str]:

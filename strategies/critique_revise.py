@@ -20,6 +20,7 @@ from stratagem.core.asking import JUDGE
 from stratagem.core.backend import Message
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
+from stratagem.core.errors import ContextLengthError
 from stratagem.core.protocols import Verifier
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
@@ -86,11 +87,14 @@ class CritiqueRevise(Sampler):
 
             talk = await add(prompt)
             for _ in range(self.rounds):
-                words = await run.map(criticise, self.principles)
-                wrong = [w.strip() for w in words if objects(w, self.no_error)]
-                if not wrong:
+                try:
+                    words = await run.map(criticise, self.principles)
+                    wrong = [w.strip() for w in words if objects(w, self.no_error)]
+                    if not wrong:
+                        break
+                    talk = await add((*talk, Message("user", "\n".join((self.revise, *wrong)))))
+                except ContextLengthError:  # there is no room for another round
                     break
-                talk = await add((*talk, Message("user", "\n".join((self.revise, *wrong)))))
         return run.propose(self._choice(drafts))
 
     def _choice(self, drafts: dict[int, Candidate]) -> Answer:

@@ -18,6 +18,7 @@ from stratagem.core.agreement import classes
 from stratagem.core.backend import Message
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
+from stratagem.core.errors import ContextLengthError
 from stratagem.core.protocols import Verifier
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Candidate, Task
@@ -62,7 +63,10 @@ class Debate(Sampler):
             if await self._most(said) == len(talks):
                 break
             talks = [self._read(talk, said, i) for i, talk in enumerate(talks)]
-            said = await self._round(task, run, talks, last=left == 0)
+            try:
+                said = await self._round(task, run, talks, last=left == 0)
+            except ContextLengthError:  # there is no room for what the others said
+                break
         answer = await elect(said, [0.0] * len(said), self.equality)
         share = (answer.confidence or 0.0) * len(said) / len(talks)
         return run.propose(answer.model_copy(update={"confidence": share}))

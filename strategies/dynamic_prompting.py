@@ -88,4 +88,7 @@ class DynamicPrompting(Sampler):
             drawing = {prompt: group.create_task(draw(prompt)) for prompt in self._prompts}
         if not ended:
             raise refused[0]
-        return run.propose(Answer.of(ended[leader()]))
+        surest = min(
+            ended, key=lambda prompt: (-scores[prompt], prompt)
+        )  # the leader, unless the budget refused it
+        return run.propose(Answer.of(ended[surest]))

@@ -47,6 +47,8 @@ class ParallelTempering(Filtering):
         rising = all(a < b for a, b in zip(self.temperatures, self.temperatures[1:], strict=False))
         if self.temperatures[:1] != (1.0,) or not rising:
             raise ValueError("temperatures begin with 1 and rise, for example (1, 2, 4)")
+        if self.iterations == 1 and len(self.temperatures) > 1:
+            raise ValueError("chains exchange between iterations: give at least 2, or one temperature")
         return self
 
     async def __call__(self, task: Task, run: Run) -> Answer:

@@ -121,7 +121,8 @@ class PrunedBestOfN(Sampler):
                 [ended[index]] = await judge(run, self.verifier, task, [candidate])
                 race.ended(index, prefixes.reached, score(ended[index], index, prefixes.reached))
                 prune()
-                run.propose(best(left(), self.verifier))
+                if there := left():
+                    run.propose(best(there, self.verifier))
                 return ended[index]
 
             try:
@@ -135,7 +136,7 @@ class PrunedBestOfN(Sampler):
             drawing += [group.create_task(draw(index)) for index in range(self.n)]
         if not ended:
             raise refused[0]
-        return run.propose(best(left(), self.verifier))
+        return run.propose(best(left() or list(ended.values()), self.verifier))
 
     def _place(self, checkpoint: int) -> int | None:
         if self.every is not None:

@@ -75,7 +75,8 @@ def _log_weights(candidates: Sequence[Candidate], gone: set[int]) -> list[float]
     texts: set[str] = set()
     for i, candidate in enumerate(candidates):
         counts = i not in gone and candidate.text not in texts
-        texts.add(candidate.text)
+        if i not in gone:  # another copy may survive: servers do not always give equal texts equal numbers
+            texts.add(candidate.text)
         p = _probability(candidate)
         weights.append(math.log(p) if counts and p > 0 else -math.inf)
     return weights

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from stratagem.core.backend import Message
 from stratagem.core.component import parameter
+from stratagem.core.errors import ContextLengthError
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
 from stratagem.strategies._refining import latest, objects
@@ -41,9 +42,12 @@ class SelfRefine(Sampler):
         for _ in range(self.rounds):
             run.propose(latest(versions))
             talk += (Message("assistant", versions[-1].text), Message("user", self.feedback))
-            [words] = await run.sample(talk, sampling=sampling)
-            if not objects(words.text, self.no_error):
+            try:
+                [words] = await run.sample(talk, sampling=sampling)
+                if not objects(words.text, self.no_error):
+                    break
+                talk += (Message("assistant", words.text), Message("user", self.refine))
+                versions += await run.sample(talk, sampling=sampling, task=task)
+            except ContextLengthError:  # there is no room for another round
                 break
-            talk += (Message("assistant", words.text), Message("user", self.refine))
-            versions += await run.sample(talk, sampling=sampling, task=task)
         return run.propose(latest(versions))

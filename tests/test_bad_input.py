@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 
 import stratagem as sg
-from stratagem.testing.toy import ToyModel
+from stratagem.testing.toy import CAPABLE, ToyModel
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,58 @@ def test_a_budget_by_name() -> None:
 def test_further_roles_are_welcome() -> None:
     models = {"reward-safety": ToyModel(), "judge2": ToyModel(), "critic": ToyModel()}
     assert asyncio.run(sg.solve("Which?", "direct", llm=ToyModel(), models=models)).text
+
+
+JUDGED = ("restart", "step_judge", "judge", {"kind": "all", "parts": ["math", "judge"]}, "reward_model")
+
+
+@pytest.mark.parametrize("verifier", JUDGED, ids=lambda v: v if isinstance(v, str) else "all")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"kind": "best_of_n", "n": 3},
+        {"kind": "adaptive_best_of_n", "n": 3},
+        {"kind": "pruned_best_of_n", "n": 4},
+        {"kind": "weighted_vote", "n": 3, "by": "verifier"},
+        {"kind": "critique_revise"},
+        {"kind": "allocation", "n": 3},
+        {"kind": "auto"},
+    ],
+    ids=lambda kind: kind["kind"],
+)
+def test_what_a_verifier_needs_is_missed_before_anything_is_spent(
+    kind: dict[str, Any], verifier: Any
+) -> None:
+    toy = ToyModel(capabilities=replace(CAPABLE, logprobs=-1, prompt_logprobs=False))
+    strategy = sg.Strategy.load(kind | {"verifier": verifier})
+    missing = "reward model" if verifier == "reward_model" else "log-probabilities"
+    with pytest.raises(sg.StratagemError, match=missing):
+        asyncio.run(sg.solve("Which?", strategy, llm=toy))
+    assert not toy.books.usage.calls
+
+
+class Odd(sg.Verifier):
+    """Good scores, and then none at all."""
+
+    kind: ClassVar[str] = "odd_in_tests"
+    asked: ClassVar[list[str]] = []
+
+    async def __call__(
+        self, task: sg.Task, candidates: Sequence[sg.Candidate], run: sg.Run
+    ) -> list[sg.Verdict]:
+        self.asked.extend(c.text for c in candidates)
+        return [sg.Verdict(0.5 if len(self.asked) < 3 else float("nan")) for _ in candidates]
+
+
+def test_what_a_run_had_when_it_failed_is_not_lost() -> None:
+    Odd.asked.clear()
+    trace = sg.Trace()
+    with pytest.raises(sg.VerifierError, match="nan"):
+        asyncio.run(sg.solve("Which?", sg.BestOfN(n=5, verifier=Odd()), llm=ToyModel(), trace=trace))
+    assert trace.partial is not None
+    assert (trace.partial.stopped, bool(trace.partial.candidates)) == ("failed", True)
+    assert "nan" in trace.partial.reason
+    assert trace.partial.usage.calls
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,18 @@ from __future__ import annotations
 
 from stratagem.core.asking import JUDGE
 from stratagem.core.backend import Message
+from stratagem.core.errors import UnsupportedError
 from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
+
+
+async def checked(run: Run) -> None:
+    """Raises UnsupportedError where the judge gives no log-probabilities, which its verdicts are read off."""
+    caps = await run.model(JUDGE).capabilities()
+    if caps.logprobs < 1 and not caps.prompt_logprobs and not caps.reward:  # that one says itself what it is
+        raise UnsupportedError(
+            f"{caps.model} gives no log-probabilities.", remedy="Use a backend that does, as the judge."
+        )
 
 
 async def probability(

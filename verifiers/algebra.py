@@ -26,6 +26,10 @@ class _Composite(Verifier):
     def pointwise(self) -> bool:
         return all(part.pointwise for part in self.parts)
 
+    async def check(self, run: Run) -> None:
+        for part in self.parts:
+            await part.check(run)
+
     def newest(self) -> Verifier:
         return self.model_copy(update={"parts": tuple(part.newest() for part in self.parts)})
 

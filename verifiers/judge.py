@@ -16,7 +16,7 @@ from stratagem.core.component import parameter
 from stratagem.core.protocols import Verdict, Verifier
 from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
-from stratagem.verifiers._asking import probability
+from stratagem.verifiers._asking import checked, probability
 
 _NUMBER = re.compile(r"(?<![\w.,])-?\d{1,6}(?:\.\d{1,6})?(?![\w,]|\.\d)")
 _REMARK = re.compile(r"\([^()]*\)")
@@ -31,6 +31,11 @@ class Judge(Verifier):
     question: str = parameter("", "Asked after the answer; empty: the standard question of the mode.")
     scale: int = parameter(10, "The best grade.", ge=1, le=1000)
     max_tokens: int = parameter(256, "Longest text around a grade, in tokens.", ge=1)
+
+    async def check(self, run: Run) -> None:
+        """Raises UnsupportedError where a probability is asked of a judge that gives no log-probabilities."""
+        if self.mode == "probability":
+            await checked(run)
 
     async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
         async def judged(candidate: Candidate) -> Verdict:

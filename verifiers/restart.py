@@ -14,7 +14,7 @@ from stratagem.core.prompts import RESTART_QUESTION
 from stratagem.core.protocols import Verdict, Verifier
 from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
-from stratagem.verifiers._asking import probability
+from stratagem.verifiers._asking import checked, probability
 
 
 class Restart(Verifier):
@@ -23,6 +23,10 @@ class Restart(Verifier):
     kind: ClassVar[str] = "restart"
 
     question: str = parameter(RESTART_QUESTION, "Asked after the answer; no is good.")
+
+    async def check(self, run: Run) -> None:
+        """Raises UnsupportedError where the judge gives no log-probabilities."""
+        await checked(run)
 
     async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
         async def judged(candidate: Candidate) -> Verdict:

@@ -36,17 +36,22 @@ class RewardModel(Verifier):
     )
     role: str = parameter(REWARD, "The role that the reward model plays in the run.", min_length=1)
 
+    async def check(self, run: Run) -> None:
+        """Raises ConfigurationError where no reward model plays the role."""
+        if not (await run.model(self.role).capabilities()).reward:
+            raise ConfigurationError(
+                f"No reward model plays the role {self.role!r}.",
+                remedy=f"Give one: models={{{self.role!r}: stratagem.backends.vllm.pooling.PoolingBackend(url)}}.",
+            )
+
     async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
         """One verdict per candidate. What has the same prompt is asked as one call, each text once.
 
         Raises:
             ConfigurationError: no reward model plays the role.
         """
-        if candidates and not (await run.model(self.role).capabilities()).reward:
-            raise ConfigurationError(
-                f"No reward model plays the role {self.role!r}.",
-                remedy=f"Give one: models={{{self.role!r}: stratagem.backends.vllm.pooling.PoolingBackend(url)}}.",
-            )
+        if candidates:
+            await self.check(run)
         prompts = [candidate.prompt or task.messages for candidate in candidates]
         partials = [self._partials(candidate.text) for candidate in candidates]
         texts: dict[_Prompt, dict[str, None]] = {}

@@ -16,7 +16,7 @@ from stratagem.core.protocols import Verdict, Verifier
 from stratagem.core.rewards import Aggregate, aggregated
 from stratagem.core.run import Run
 from stratagem.core.task import Candidate, Task
-from stratagem.verifiers._asking import probability
+from stratagem.verifiers._asking import checked, probability
 
 
 class StepJudge(Verifier):
@@ -28,6 +28,10 @@ class StepJudge(Verifier):
         "product", "How step scores become one.", search=("min", "product", "last", "mean")
     )
     question: str = parameter(STEP_QUESTION, "Asked after each step; yes is good.")
+
+    async def check(self, run: Run) -> None:
+        """Raises UnsupportedError where the judge gives no log-probabilities."""
+        await checked(run)
 
     async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
         async def judged(candidate: Candidate) -> Verdict:

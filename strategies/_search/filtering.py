@@ -90,7 +90,7 @@ class Filtering(Stepwise):
                     missing.discard(slot)
                     if not _begun(filter):  # should the time run out
                         await propose([(longer, 0.0)])
-                    key = (longer.text, longer.rewards)
+                    key = (longer.text, longer.ended, longer.rewards)
                     if key not in rated:
                         rated[key] = group.create_task(rate(longer))
                     judged = await rated[key]

@@ -211,7 +211,7 @@ class Filter(Generic[S]):
             return
         weights, log_mean = scaled([self.log_weights[slot] for slot in group])
         size, parents = effective_size(weights), None
-        if size < self._ess * len(group):
+        if size < self._ess * len(group) or self._ess == 1.0:
             rng = random.Random(derive(self._seed, "resample", step, group[0]))
             parents = self._parents(group, weights, rng)
             chosen = [self.particles[parent] for parent in parents]

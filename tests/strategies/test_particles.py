@@ -200,7 +200,8 @@ def test_chains_end_when_nothing_of_them_can_reach_the_first() -> None:
         temperatures = tuple(float(t) for t in range(1, count + 1))
         return ParallelTempering(iterations=iterations, temperatures=temperatures).needed()
 
-    assert chains(1, 3) == [1, 0, 0]
+    with pytest.raises(ConfigurationError, match="at least 2"):
+        chains(1, 3)
     assert chains(2, 3) == [2, 1, 0]
     assert chains(4, 3) == [4, 3, 2]
     assert chains(5, 1) == [5]

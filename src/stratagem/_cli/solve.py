@@ -92,6 +92,10 @@ async def solve(
                 raise
             remedy = f"The same with --run-id {run_id} and a larger --budget goes on."
             raise sg.BudgetExhausted(error.message, remedy=remedy) from error
+        except sg.StratagemError:
+            if trace.partial is not None and trace.partial.candidates and not as_json:
+                show(*rendered(trace.partial, strategy, strategy.kind, llm.name))  # before what it failed of
+            raise
     found = bool(answer.candidates) or answer.value is not None
     if as_json or found:
         model = (await llm.capabilities()).model if found else llm.name  # negotiated by now

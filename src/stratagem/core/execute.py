@@ -17,7 +17,8 @@ async def execute(strategy: Strategy, task: Task, run: Run) -> Answer:
     """The strategy's answer, with what the run spent.
 
     Out of budget or time, the best answer proposed so far, marked by ``stopped``. When cancelled it stops the
-    engine and lets the cancellation pass; ``run.trace.partial`` then holds the best so far, marked in the same way.
+    engine and lets the cancellation pass; ``run.trace.partial`` then holds the best so far, marked in the same way,
+    and so it does where the run fails.
 
     Raises:
         BudgetExhausted: nothing had been proposed when the budget ran out.
@@ -30,6 +31,7 @@ async def execute(strategy: Strategy, task: Task, run: Run) -> Answer:
     try:
         with boundary(StrategyError, f"Strategy {strategy.kind!r}"):
             async with run.deadline():
+                await strategy.check(run)
                 answer = await strategy(task, run)
             if not isinstance(answer, Answer):
                 raise TypeError(f"it gave {answer!r}, not an Answer")
@@ -43,7 +45,9 @@ async def execute(strategy: Strategy, task: Task, run: Run) -> Answer:
         run.trace.partial = _with_cost(run.best or Answer(text=""), "cancelled", "", event, run)
         raise
     except BaseException as error:
-        _finished(run, "failed", started, error)
+        event = _finished(run, "failed", started, error)
+        why = error.message if isinstance(error, StratagemError) else str(error)
+        run.trace.partial = _with_cost(run.best or Answer(text=""), "failed", why, event, run)
         raise
     stopped, reason = _cut_short(run) or (stopped, reason)
     run.best = answer
@@ -94,6 +98,7 @@ async def _spread(
     try:
         with boundary(StrategyError, f"Strategy {strategy.kind!r}"):
             async with run.deadline():
+                await strategy.check(runs[0] if runs else run)
                 errors |= await strategy.spread(tasks, runs)
     except BudgetExhausted:
         pass  # what each run has proposed stands

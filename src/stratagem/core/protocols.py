@@ -25,6 +25,15 @@ class Strategy(Component):
     async def __call__(self, task: Task, run: Run) -> Answer:
         """Answer ``task``. Proposes its best so far to ``run``, so that it can be stopped at any time."""
 
+    async def check(self, run: Run) -> None:
+        """See, before anything is spent, that the models of ``run`` can do what its verifiers will ask.
+
+        Raises what :meth:`Verifier.check` does.
+        """
+        for name in type(self).model_fields:
+            if isinstance(part := getattr(self, name), Verifier):
+                await part.check(run)
+
 
 class Spreading(Strategy):
     """A strategy that answers many tasks at once and decides how much each of them gets."""
@@ -63,6 +72,14 @@ class Verifier(Component):
     @abstractmethod
     async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
         """One verdict per candidate, in order."""
+
+    async def check(self, run: Run) -> None:
+        """See, before anything is spent, that the models of ``run`` can do what this will ask of them.
+
+        Raises:
+            UnsupportedError: one cannot.
+            ConfigurationError: one that it needs is not there.
+        """
 
     def newest(self) -> Verifier:
         """The verifier to ask about an answer that has grown by a step, where the scores of the steps before are
