@@ -162,14 +162,18 @@ class Agent(Strategy):
         async def instead(name: str, call: str, error: str) -> str | None:
             return await self._instead(task, run, rounds, name, call, error)
 
+        def stopped(calls: list[Called]) -> None:
+            if calls:
+                run.propose(so_far((*rounds, self._round("", rounds, calls))))
+
         ask = instead if self._named else None
-        return await run.call(lines, known=known(rounds), named=self._named, instead=ask)
+        return await run.call(lines, known=known(rounds), named=self._named, instead=ask, stopped=stopped)
 
     async def _instead(
         self, task: Task, run: Run, rounds: Sequence[Round], name: str, call: str, error: str
     ) -> str | None:
         """:meth:`instead`, kept with its cost: a graph's node that runs again does not pay for it again."""
-        key = f"instead/{name}"
+        key = f"instead/{len(rounds)}/{name} = {call}"
         if run.kept is not None and (found := await run.kept.recall([key])):
             kept = json.loads(found[key])
             usage = Usage(**kept["usage"])

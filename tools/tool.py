@@ -7,20 +7,24 @@ cancellation from outside.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import json
 import os
+import re
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias, overload
 
-from pydantic import SecretBytes, SecretStr, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from stratagem.core.errors import ConfigurationError
+from stratagem.tools._gate import Gate
+from stratagem.tools._masking import MASK as MASK
+from stratagem.tools._masking import masked, texts, write_only
+from stratagem.tools._threads import Raised, guarded, in_thread
 
 Effect: TypeAlias = Literal["read_only", "idempotent", "destructive"]
 Why: TypeAlias = Literal[
@@ -38,7 +42,8 @@ Why: TypeAlias = Literal[
     "unknown",
 ]
 
-MASK = "***"
+MOST_SAID = 4000
+"""Characters of an error's message that are kept."""
 GRACE = 2.0
 """Seconds that a tool which is cancelled has to end."""
 _abandoned: set[asyncio.Future[Any]] = set()
@@ -70,14 +75,6 @@ class Value:
     made: str = field(default="", compare=False)  # as in :class:`Failed`
 
 
-@dataclass(slots=True, eq=False)
-class _Gate:
-    """What limits a tool in one event loop."""
-
-    permits: asyncio.Semaphore | None
-    free: float = 0.0  # loop time of the next start that ``rate`` allows
-
-
 @dataclass(frozen=True, eq=False)
 class Tool:
     """A function with its limits; made by :func:`tool`, which explains the fields."""
@@ -97,19 +94,19 @@ class Tool:
     secrets: tuple[str, ...] = field(repr=False)
     _arguments: Mapping[str, TypeAdapter[Any]]
     _result: TypeAdapter[Any]
-    _gates: dict[asyncio.AbstractEventLoop, _Gate] = field(default_factory=dict)
+    _gates: dict[asyncio.AbstractEventLoop, Gate] = field(default_factory=dict)
 
     @cached_property
     def hidden(self) -> frozenset[str]:
         """Parameters that are never shown: those with a ``writeOnly`` part, which is how schemas mark secrets."""
         properties = self.parameters["properties"].items()
-        return frozenset(key for key, each in properties if _write_only(each, self.parameters, set()))
+        return frozenset(key for key, each in properties if write_only(each, self.parameters, set()))
 
     def masked(self, data: Any, arguments: Mapping[str, Any] | None = None) -> Any:
         """Text or JSON data without the tool's secrets, nor those among the arguments of a call."""
         given = arguments or {}
-        texts = {text for key in self.hidden if key in given for text in _texts(given[key])}
-        return _masked(data, sorted({*self.secrets, *texts} - {""}, key=len, reverse=True))
+        hidden = {text for key in self.hidden if key in given for text in texts(given[key])}
+        return masked(data, sorted({*self.secrets, *hidden} - {""}, key=len, reverse=True))
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -168,15 +165,13 @@ class Tool:
 
     async def _attempt(self, checked: Mapping[str, Any], attempt: int) -> Value | Failed:
         gate = self._gate()
-        if gate.permits is not None:
-            await gate.permits.acquire()
-        release = gate.permits.release if gate.permits is not None else _nothing
-        if self.rate is not None:
-            try:
-                await _turn(gate, self.rate)
-            except BaseException:
-                release()
-                raise
+        call = await gate.enter(
+            self.rate, self.timeout, thread=not inspect.iscoroutinefunction(self.function)
+        )
+        if call is None:
+            message = f"{self.name} is not called: earlier calls of it, which took too long, still go on."
+            return Failed("timeout", message, TimeoutError(message), attempt - 1)
+        release = partial(gate.leave, call)
         running = asyncio.ensure_future(self._begin(checked, release))
         late = False
         try:
@@ -189,6 +184,7 @@ class Tool:
                 raise
             # It kept the cancellation to itself: what it gave stands, and the task knows that it is cancelled.
         if late:
+            gate.late(call)
             await _stopped(running)
         if not running.done() or (late and running.cancelled()):
             goes_on = "" if running.done() else " It does not stop, and goes on."
@@ -198,20 +194,17 @@ class Tool:
             result = running.result()
         except asyncio.CancelledError as error:
             return Failed("error", f"{self.name} ended as cancelled.", error, attempt)  # by itself
-        except Exception as error:
+        except Raised as raised:
             why: Why = "timeout" if late else "error"
-            return Failed(why, f"{self.name}: {type(error).__name__}: {error}", error, attempt)
+            error = raised.error
+            return Failed(why, f"{self.name}: {type(error).__name__}: {_said(error)}", error, attempt)
         return self._bounded(result, attempt)
 
     def _begin(self, checked: Mapping[str, Any], release: Callable[[], None]) -> Awaitable[Any]:
         """The call; ``release`` when it has ended, a thread also where nobody waits for it any more."""
         if inspect.iscoroutinefunction(self.function):
-            return _releasing(self.function(**checked), release)
-        loop = asyncio.get_running_loop()
-        call = partial(contextvars.copy_context().run, self.function, **checked)
-        thread = loop.run_in_executor(None, call)
-        thread.add_done_callback(lambda _: release())
-        return asyncio.shield(thread)
+            return _releasing(guarded(self.function(**checked)), release)
+        return in_thread(partial(self.function, **checked), release)
 
     def _bounded(self, result: Any, attempt: int) -> Value | Failed:
         try:
@@ -225,72 +218,14 @@ class Tool:
             return Failed("too_large", message, attempts=attempt)
         return Value(data, attempt)
 
-    def _gate(self) -> _Gate:
+    def _gate(self) -> Gate:
         loop = asyncio.get_running_loop()
         if loop not in self._gates:
             for old in [each for each in self._gates if each.is_closed()]:
                 del self._gates[old]
             permits = None if self.concurrency is None else asyncio.Semaphore(self.concurrency)
-            self._gates[loop] = _Gate(permits)
+            self._gates[loop] = Gate(permits, self.concurrency or 0)
         return self._gates[loop]
-
-
-def _write_only(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:
-    """Whether a JSON schema, or one that it refers to in ``root``, has a ``writeOnly`` part."""
-    if isinstance(schema, list):
-        return any(_write_only(part, root, seen) for part in schema)
-    if not isinstance(schema, dict):
-        return False
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference not in seen:
-        seen.add(reference)
-        place: Any = root
-        for step in reference.removeprefix("#/").split("/"):
-            place = place.get(step) if isinstance(place, dict) else None
-        if _write_only(place, root, seen):
-            return True
-    return schema.get("writeOnly") is True or any(
-        _write_only(part, root, seen)
-        for key, part in schema.items()
-        if key not in ("default", "const", "enum")
-    )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts of a value."""
-    if isinstance(value, SecretStr | SecretBytes):
-        value = value.get_secret_value()
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, bytes):
-        yield value.decode(errors="replace")
-    else:
-        parts: Iterable[Any] = ()
-        if isinstance(value, Mapping):
-            parts = value.values()
-        elif isinstance(value, list | tuple | set | frozenset):
-            parts = value
-        elif hasattr(value, "__dict__"):
-            parts = vars(value).values()
-        for part in parts:
-            yield from _texts(part)
-
-
-def _masked(data: Any, secrets: Sequence[str]) -> Any:
-    """Text or JSON data without the secrets; a longer one goes first, since it may hold a shorter one."""
-    if not secrets:
-        return data
-    if isinstance(data, str):
-        for secret in secrets:
-            data = data.replace(secret, MASK)
-        return data
-    if isinstance(data, dict):
-        return {_masked(key, secrets): _masked(part, secrets) for key, part in data.items()}
-    return [_masked(part, secrets) for part in data] if isinstance(data, list) else data
-
-
-def _nothing() -> None:
-    """In place of a permit's release where there is no permit."""
 
 
 async def _stopped(running: asyncio.Future[Any]) -> None:
@@ -315,18 +250,19 @@ async def _releasing(call: Awaitable[Any], release: Callable[[], None]) -> Any:
         release()
 
 
-async def _turn(gate: _Gate, rate: float) -> None:
-    """Wait for the next start, 1 / rate seconds after the one before. Who is cancelled has used his."""
-    now = asyncio.get_running_loop().time()
-    start = max(now, gate.free)
-    gate.free = start + 1 / rate
-    if start > now:
-        await asyncio.sleep(start - now)
+def _said(error: BaseException) -> str:
+    """An error's own words, as text that can be sent, and not without end."""
+    try:
+        words = str(error)
+    except Exception as another:
+        return f"its message cannot be read ({type(another).__name__})"
+    cut = "" if len(words) <= MOST_SAID else f" ... ({len(words) - MOST_SAID} characters more)"
+    return words[:MOST_SAID].encode("utf-8", "replace").decode() + cut
 
 
 def _reason(error: BaseException) -> str:
     if not isinstance(error, ValidationError):
-        return str(error).rstrip(".")
+        return _said(error).rstrip(".")
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]
@@ -354,7 +290,8 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
     An async function runs in the event loop, any other in a thread. A thread cannot be stopped: after a time-out or
     cancellation it goes on, and keeps its permit, until the function returns. So does an async function that keeps
-    a cancellation to itself for more than two seconds.
+    a cancellation to itself for more than two seconds. Where such calls hold all permits, the next one waits for as
+    long as its own time-out and then fails.
 
     Args:
         name: what a model calls it; the function's name by default.
@@ -398,6 +335,11 @@ def _made(
     secrets: Sequence[str] = (),
 ) -> Tool:
     name = name or str(getattr(function, "__name__", type(function).__name__))
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+        raise ConfigurationError(
+            f"Tool {name!r}: a model cannot write such a name.",
+            remedy="Give name= of letters, digits and _, as get_price.",
+        )
     if effect not in typing.get_args(Effect):
         known = ", ".join(typing.get_args(Effect))
         raise ConfigurationError(f"Tool {name!r}: effect {effect!r}.", remedy=f"Known are: {known}.")

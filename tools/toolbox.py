@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
@@ -70,6 +71,7 @@ class Toolbox:
         known: Mapping[str, Any],
         named: bool = True,
         instead: Instead | None = None,
+        stopped: Callable[[list[Called]], None] | None = None,
     ) -> list[Called]:
         """See :meth:`stratagem.core.calling.Toolbox.call`."""
         written: list[Call | Problem] = []
@@ -95,8 +97,13 @@ class Toolbox:
                 ask=None if instead is None else partial(self._other, instead),
             ),
         )
-        report = await execution.run(calls())
-        return _called(written, texts, self.tools, report)
+        try:
+            await execution.run(calls())
+        except asyncio.CancelledError:
+            if stopped is not None:
+                stopped(_called(written, texts, self.tools, execution.report))
+            raise
+        return _called(written, texts, self.tools, execution.report)
 
     def _read(self, line: str, name: str | None) -> Call | Problem:
         """The call that a line writes, which does after a failure what its tool says."""
@@ -112,8 +119,12 @@ class Toolbox:
         if line is None:
             return None
         found = parse(_NAMED.sub("", line, count=1), self.tools, name=call.id)
-        if isinstance(found, Problem) or found.tool not in self.tools:
-            return None
+        if (
+            isinstance(found, Problem)
+            or found.tool not in self.tools
+            or not set(found.needs) <= set(call.needs)
+        ):
+            return None  # it may take what the call took, which is there, and nothing else
         return self.tools[found.tool], found.arguments
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,6 +16,7 @@ from pydantic import Field
 
 from stratagem.core.errors import ConfigurationError
 from stratagem.testing.loops import run
+from stratagem.tools._threads import MOST
 from stratagem.tools.tool import Failed, Tool, Value, tool, toolbox
 
 
@@ -256,7 +259,7 @@ def test_a_thread_keeps_its_permit_until_it_ends() -> None:
     lock = threading.Lock()
     go_on = threading.Event()
 
-    @tool(concurrency=1, timeout=0.05)
+    @tool(concurrency=1, timeout=1)
     def slow() -> None:
         """Takes until it is told."""
         nonlocal now, most
@@ -331,3 +334,107 @@ def test_what_cannot_be_a_tool_is_one_error(define: Callable[[], Tool], said: st
 
 def no_op() -> None:
     """Does nothing."""
+
+
+def test_calls_that_hang_hold_up_neither_others_nor_the_end() -> None:
+    """Of a tool for one call at a time that never returns: the next fails after its own time-out. Of another with
+    room for all, sixteen at a time run at a time, and what is cancelled before it began never begins."""
+    room = MOST - 1  # threads: one hangs
+    go_on, full, began = threading.Event(), threading.Event(), list[int]()
+
+    @tool(effect="read_only", timeout=0.2, concurrency=1)
+    def hangs() -> None:
+        """Never returns."""
+        go_on.wait(60)
+
+    @tool(effect="read_only", timeout=30)
+    def sleeps(x: int) -> int:
+        """Returns after a time."""
+        began.append(x)
+        if len(began) == room:
+            full.set()
+        go_on.wait(1)
+        return x
+
+    async def main() -> None:
+        assert [failed(o).why for o in await asyncio.gather(hangs(), hangs())] == ["timeout"] * 2
+        assert await asyncio.gather(*(sleeps(x=x) for x in range(16))) == [Value(x) for x in range(16)]
+        began.clear()
+        many = [asyncio.create_task(sleeps(x=x)) for x in range(100)]
+        assert await asyncio.to_thread(full.wait, 60)
+        for one in many:
+            one.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+        await asyncio.sleep(1.2)
+        assert len(began) == room
+
+    started = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - started < 55  # it does not wait for the thread that hangs
+    go_on.set()
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), StopIteration(), GeneratorExit(), KeyError("x")], ids=repr)
+@pytest.mark.parametrize("threaded", [True, False])
+def test_whatever_is_raised_is_a_failed_call(error: BaseException, threaded: bool) -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    raising = [error, Silent()]
+
+    @tool(effect="read_only", concurrency=1, name="breaks")
+    def in_a_thread(which: int) -> int:
+        """Raises."""
+        raise raising[which]
+
+    @tool(effect="read_only", concurrency=1, name="breaks")
+    async def in_the_loop(which: int) -> int:
+        """Raises."""
+        raise raising[which]
+
+    async def main() -> None:
+        chosen = in_a_thread if threaded else in_the_loop
+        for which, words in ((0, type(error).__name__), (1, "cannot be read")):
+            outcome = failed(await chosen(which=which))
+            assert outcome.why == "error"
+            assert (words in outcome.message) or (
+                words == "StopIteration" and "StopIteration" in outcome.message
+            )
+
+    asyncio.run(main())
+
+
+def test_messages_have_an_end_and_are_text() -> None:
+    @tool(effect="read_only")
+    async def talks() -> int:
+        """Raises."""
+        raise ValueError("\udcff" + "x" * 5_000_000)
+
+    message = failed(asyncio.run(talks())).message
+    assert len(message) < 5000
+    assert message.encode()
+
+
+def test_a_wrapper_around_an_async_function_is_awaited() -> None:
+    async def inner(x: int) -> int:
+        """One more."""
+        await asyncio.sleep(0)
+        return x + 1
+
+    @functools.wraps(inner)
+    def wrapper(x: int) -> Any:
+        return inner(x)
+
+    made = tool(effect="read_only")(wrapper)
+    assert asyncio.run(made(x=1)) == Value(2)
+
+
+@pytest.mark.parametrize("name", ["get-price", "a.b", "get price", "größe", "1st"])
+def test_a_name_that_no_model_can_write_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot write such a name"):
+
+        @tool(name=name)
+        async def get() -> int:
+            """Get."""
+            return 1

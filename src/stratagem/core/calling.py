@@ -97,14 +97,13 @@ class Toolbox(Protocol):
         known: Mapping[str, Any],
         named: bool = True,
         instead: Instead | None = None,
+        stopped: Callable[[list[Called]], None] | None = None,
     ) -> list[Called]:
         """Make the calls that the lines write, each as soon as its line and what it takes are there.
 
         ``known`` are results of earlier plans by name. Not ``named``: each line is a right side alone. ``instead``
         is asked once for each call that fails of a tool that says so. Gives what became of every line, in order; a
-        call that fails is data, not an exception.
-
-        Raises:
-            BudgetExhausted: the run's money does not pay for a call.
+        call that fails is data, not an exception. Where the calls are stopped by a cancellation, ``stopped`` gets
+        what has become of them until then.
         """
         ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from stratagem.core.component import Component
+from stratagem.core.errors import VerifierError
 from stratagem.core.task import Answer, Candidate, Task
 
 if TYPE_CHECKING:
@@ -52,6 +53,20 @@ class Verdict:
 
     score: float | None
     reason: str = ""
+
+
+def checked_verdicts(verifier: Verifier, verdicts: Sequence[Verdict], candidates: int) -> None:
+    """Raises VerifierError: it gave too many or too few, or a score outside [0, 1]."""
+    if len(verdicts) != candidates:
+        raise VerifierError(
+            f"Verifier {verifier.kind!r} gave {len(verdicts)} verdicts on {candidates} candidates."
+        )
+    for verdict in verdicts:
+        if verdict.score is not None and not 0.0 <= verdict.score <= 1.0:
+            raise VerifierError(
+                f"Verifier {verifier.kind!r} gave the score {verdict.score}.",
+                remedy="A score lies in [0, 1]; None abstains.",
+            )
 
 
 class Verifier(Component):

@@ -53,7 +53,7 @@ from stratagem.core.errors import (
     boundary,
 )
 from stratagem.core.kept import Kept
-from stratagem.core.protocols import Verdict, Verifier
+from stratagem.core.protocols import Verdict, Verifier, checked_verdicts
 from stratagem.core.seeds import derive
 from stratagem.core.streams import Told
 from stratagem.core.task import Answer, Candidate, Task
@@ -297,16 +297,7 @@ class Run:
         """The verifier's verdicts, one per candidate, in order."""
         with boundary(VerifierError, f"Verifier {verifier.kind!r}"):
             verdicts = await verifier(task, candidates, self)
-        if len(verdicts) != len(candidates):
-            raise VerifierError(
-                f"Verifier {verifier.kind!r} gave {len(verdicts)} verdicts on {len(candidates)} candidates."
-            )
-        for verdict in verdicts:
-            if verdict.score is not None and not 0.0 <= verdict.score <= 1.0:
-                raise VerifierError(
-                    f"Verifier {verifier.kind!r} gave the score {verdict.score}.",
-                    remedy="A score lies in [0, 1]; None abstains.",
-                )
+        checked_verdicts(verifier, verdicts, len(candidates))
         self.trace.append(Verified(verifier.kind, tuple(v.score for v in verdicts)))
         return verdicts
 
@@ -331,9 +322,11 @@ class Run:
         known: Mapping[str, Any] | None = None,
         named: bool = True,
         instead: Instead | None = None,
+        stopped: Callable[[list[Called]], None] | None = None,
     ) -> list[Called]:
         """Make the calls of tools that the lines write (see :class:`Toolbox`), also while they still arrive."""
-        return await self.toolbox().call(lines, self, known=known or {}, named=named, instead=instead)
+        box = self.toolbox()
+        return await box.call(lines, self, known=known or {}, named=named, instead=instead, stopped=stopped)
 
     async def map(self, function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:
         """``function`` of all items at the same time, results in order; the first failure cancels the rest."""
@@ -499,11 +492,8 @@ class Run:
     def _arrived(self, call: _Call, completion: Completion) -> None:
         if completion.finish == "length":
             call.reservation.cut()
-        self.trace.append(
-            CompletionArrived(
-                call.number, completion.index, completion.text, completion.finish, completion.token_count
-            )
-        )
+        told = (completion.index, completion.text, completion.finish, completion.token_count)
+        self.trace.append(CompletionArrived(call.number, *told))
 
 
 async def _await(function: Callable[[T], Awaitable[R]], item: T) -> R:
