@@ -47,6 +47,7 @@ class AgentState(TypedDict, total=False):
     rounds: list[dict[str, Any]]  # turns with calls, and what became of them
     usage: dict[str, Any]  # spent so far
     answer: dict[str, Any] | None  # plain data of an Answer, once there is one
+    maker: str  # which graph has divided: what another one has begun is not known
     sitting: str  # tells the calls of one question apart from those of others in the thread
 
 
@@ -58,10 +59,12 @@ class _Nodes:
         models: Mapping[str, Backend] | None,
         budget: Budget | None,
         seed: int,
-        keep: Callable[[str], Kept],
+        keep: Callable[[str], Kept] | None,
         asks: bool,
     ) -> None:
-        self._keep = keep
+        self._forgets = keep is None  # with its process
+        self._keep = keep or _Memory().of
+        self._maker = secrets.token_hex(8)
         self._asks = asks
         self.strategy = strategy
         self._tools = tools
@@ -104,7 +107,7 @@ class _Nodes:
         except BudgetExhausted:
             return _stopped(run, rounds)
         if any(self.strategy.called(line) is not None for line in said.split("\n")):
-            return {"said": said, "usage": asdict(run.ledger.spent)}
+            return {"said": said, "usage": asdict(run.ledger.spent), "maker": self._maker}
         return _answered(run, answer(task, rounds, said))
 
     async def execute(self, state: AgentState, runtime: Runtime[Any]) -> AgentState:
@@ -114,9 +117,11 @@ class _Nodes:
         """
         task, rounds = _task(state), _rounds(state)
         allowed: dict[str, bool | Mapping[str, Any]] = {}
+        # Another graph may have begun the calls before it ended, and nobody knows which.
+        unknown = self._forgets and state.get("maker") != self._maker
 
         async def approve(name: str, call: str) -> bool | Mapping[str, Any] | None:
-            return allowed.get(name) if self._asks else True
+            return allowed.get(name) if self._asks else not unknown
 
         while True:
             run = self._run(state, runtime, approve)
@@ -174,9 +179,7 @@ def agent_graph(
             ``{"approve": [{"name": ..., "call": ...}, ...]}``; resume with ``Command(resume=True)``, or ``False``,
             or ``{name: True, ...}``, where in place of ``True`` a mapping changes arguments of the call.
     """
-    nodes = _Nodes(
-        strategy, tools, roles(llm, models), Budget.of(budget), seed, keep or _Memory().of, ask_approval
-    )
+    nodes = _Nodes(strategy, tools, roles(llm, models), Budget.of(budget), seed, keep, ask_approval)
     graph = StateGraph(AgentState)
     graph.add_node("begin", nodes.begin)
     graph.add_node("divide", nodes.divide)

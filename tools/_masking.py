@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 from pydantic import SecretBytes, SecretStr
 
 MASK = "***"
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text)[1:-1]
 
 
 def write_only(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:
@@ -57,8 +63,14 @@ def masked(data: Any, secrets: Sequence[str]) -> Any:
         return data
     if isinstance(data, str):
         for secret in secrets:
-            data = data.replace(secret, MASK)
+            # As they stand in URLs and in JSON: libraries put both into their errors.
+            for written in dict.fromkeys(
+                (secret, quote(secret, safe=""), quote_plus(secret), _escaped(secret))
+            ):
+                data = data.replace(written, MASK)
         return data
+    if isinstance(data, int | float) and not isinstance(data, bool) and str(data) in secrets:
+        return MASK
     if isinstance(data, dict):
         return {masked(key, secrets): masked(part, secrets) for key, part in data.items()}
     return [masked(part, secrets) for part in data] if isinstance(data, list) else data

@@ -14,6 +14,7 @@ from stratagem.core.calling import shortened
 from stratagem.core.errors import BudgetExhausted
 from stratagem.core.kept import Kept
 from stratagem.core.trace import ToolFinished, ToolStarted, Trace
+from stratagem.tools._gate import Entered
 from stratagem.tools.dag import Call
 from stratagem.tools.notation import write
 from stratagem.tools.tool import Failed, Tool, Value
@@ -215,9 +216,27 @@ class Conduct:
         key: str | None,
     ) -> Value | Failed:
         """Pay for a call that may be made, and make it."""
-        destructive = tool.effect == "destructive"
-        retries = 0 if destructive else call.retries
+        retries = 0 if tool.effect == "destructive" else call.retries
         most = tool.cost * (1 + (tool.retries if retries is None else retries))
+        place = [await tool.enter()]
+        try:
+            return await self._held(call, tool, arguments, checked, hold, key, place, retries, most)
+        finally:
+            for unused in filter(None, place):
+                tool.leave(unused)
+
+    async def _held(
+        self,
+        call: Call,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        checked: Mapping[str, Any],
+        hold: Hold,
+        key: str | None,
+        place: list[Entered | None],
+        retries: int | None,
+        most: float,
+    ) -> Value | Failed:
         async with hold():
             settle = await self._reserved(tool, most)
             if isinstance(settle, Failed):
@@ -225,10 +244,10 @@ class Conduct:
             clock = asyncio.get_running_loop().time
             started, error, attempts = clock(), "cancelled", 1  # one that is cancelled costs one attempt
             try:
-                if self.journal is not None and key is not None and destructive:
+                if self.journal is not None and key is not None and tool.effect == "destructive":
                     await self.journal.begin(key)
                 self._tell(ToolStarted, call, tool, arguments)
-                outcome = await tool.invoke(checked, retries=retries)
+                outcome = await tool.invoke(checked, retries=retries, entered=(place.pop(),))
                 error, attempts = _reason(outcome), outcome.attempts
             finally:
                 cost = attempts * tool.cost

@@ -166,6 +166,8 @@ def _references(value: Any) -> Iterator[Reference]:
 
 def _filled(value: Any, results: Mapping[str, Any]) -> Any:
     if isinstance(value, Reference):
+        if value.call not in results:
+            raise _NoSuchPart(Failed("reference", f"{value.call} has given no result."))
         found = value.of(results[value.call])
         if isinstance(found, Failed):
             raise _NoSuchPart(found)

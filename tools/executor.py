@@ -204,7 +204,10 @@ class Execution:
         if isinstance(filled, Failed):
             self._settle(call.id, filled)
             return
-        if tool.effect == "read_only" and (key := _key(tool.name, filled, call.retries)) is not None:
+        if (
+            tool.effect == "read_only"
+            and (key := _key(tool.name, filled, call.retries, call.alternatives)) is not None
+        ):
             same = self._shared.setdefault(key, [])
             if not isinstance(same, list):
                 self._settle(call.id, replace(same, attempts=0))

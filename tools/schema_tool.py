@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -51,17 +51,21 @@ def schema_tool(
 ) -> Tool:
     """A tool from the JSON schema of its arguments and an async function that takes them by name.
 
-    A name that the plan notation cannot write (``-`` and ``.`` are common) gets ``_`` there. Each argument is
+    A name that the plan notation cannot write (``-`` and ``.`` are common), of the tool or of an argument, gets
+    ``_`` there; the function gets the argument's own name. Each argument is
     checked by its own part of the schema. A ``$ref`` to somewhere else is not fetched: no argument fits it.
 
     Raises:
         ConfigurationError: the schema is none, or not one of an object.
     """
+    properties = dict(schema.get("properties") or {})
+    written = _written(properties)
+    own = {name: key for key, name in written.items()}
     parameters = {
         "type": "object",
-        "required": [],
         **schema,
-        "properties": dict(schema.get("properties", {})),
+        "required": [written.get(key, key) for key in schema.get("required") or []],
+        "properties": {written[key]: each for key, each in properties.items()},
     }
     try:
         Draft202012Validator.check_schema(parameters)
@@ -81,7 +85,7 @@ def schema_tool(
         safe if safe[:1].isalpha() or safe[:1] == "_" else f"_{safe}",
         description or name,
         parameters,
-        function,
+        function if all(name == key for name, key in own.items()) else _renamed(function, own),
         timeout,
         0,
         None,
@@ -94,3 +98,24 @@ def schema_tool(
         arguments,
         _Anything(),  # type: ignore[arg-type]
     )
+
+
+def _written(keys: Iterable[str]) -> dict[str, str]:
+    """By key, a name that the plan notation can write; of two that would be the same the later has a ``_`` more."""
+    names: dict[str, str] = {}
+    for key in keys:
+        name = re.sub(r"\W", "_", key, flags=re.ASCII)
+        name = name if name[:1].isalpha() or name[:1] == "_" else f"_{name}"
+        while name in names.values():
+            name += "_"
+        names[key] = name
+    return names
+
+
+def _renamed(
+    function: Callable[..., Awaitable[Any]], own: Mapping[str, str]
+) -> Callable[..., Awaitable[Any]]:
+    async def named(**arguments: Any) -> Any:
+        return await function(**{own[name]: value for name, value in arguments.items()})
+
+    return named

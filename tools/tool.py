@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from stratagem.core.errors import ConfigurationError
-from stratagem.tools._gate import Gate
+from stratagem.tools._gate import Entered, Gate
 from stratagem.tools._masking import MASK as MASK
 from stratagem.tools._masking import masked, texts, write_only
 from stratagem.tools._threads import Raised, guarded, in_thread
@@ -102,10 +102,16 @@ class Tool:
         properties = self.parameters["properties"].items()
         return frozenset(key for key, each in properties if write_only(each, self.parameters, set()))
 
+    @cached_property
+    def _defaults(self) -> frozenset[str]:
+        """Secrets that stand in the signature."""
+        given = inspect.signature(self.function).parameters if self.hidden else {}
+        return frozenset(text for key in self.hidden if key in given for text in texts(given[key].default))
+
     def masked(self, data: Any, arguments: Mapping[str, Any] | None = None) -> Any:
         """Text or JSON data without the tool's secrets, nor those among the arguments of a call."""
         given = arguments or {}
-        hidden = {text for key in self.hidden if key in given for text in texts(given[key])}
+        hidden = {text for key in self.hidden if key in given for text in texts(given[key])} | self._defaults
         return masked(data, sorted({*self.secrets, *hidden} - {""}, key=len, reverse=True))
 
     @property
@@ -145,29 +151,47 @@ class Tool:
                     wrong.append(self.masked(f"{self.name}: {name}: {_reason(error)}.", arguments))
         return checked, wrong
 
-    async def __call__(self, **arguments: Any) -> Value | Failed:
+    async def __call__(self, /, **arguments: Any) -> Value | Failed:
         """Check the arguments and call the function."""
         checked = self.check(arguments)
         return checked if isinstance(checked, Failed) else await self.invoke(checked)
 
-    async def invoke(self, checked: Mapping[str, Any], *, retries: int | None = None) -> Value | Failed:
+    async def enter(self) -> Entered | None:
+        """Wait until the function may begin: for its concurrency, its rate and a thread. Done before a permit of a
+        plan is taken, so that who waits here holds none. ``None``: calls that take too long hold all places.
+        """
+        thread = not inspect.iscoroutinefunction(self.function)
+        return await self._gate().enter(self.rate, self.timeout, thread=thread)
+
+    def leave(self, entered: Entered) -> None:
+        """Give up a place that no call has taken."""
+        self._gate().leave(entered)
+
+    async def invoke(
+        self,
+        checked: Mapping[str, Any],
+        *,
+        retries: int | None = None,
+        entered: tuple[Entered | None] | None = None,
+    ) -> Value | Failed:
         """Call the function with what :meth:`check` gave, again after an error or time-out up to ``retries`` times
-        (by default the tool's own number)."""
+        (by default the tool's own number). ``entered`` is what :meth:`enter` gave for the first of them."""
         most = 1 + (self.retries if retries is None else retries)
         attempt = 1
-        while isinstance(outcome := await self._attempt(checked, attempt), Failed) and attempt < most:
+        place = await self.enter() if entered is None else entered[0]
+        while isinstance(outcome := await self._attempt(checked, attempt, place), Failed) and attempt < most:
             if outcome.why not in ("error", "timeout"):
                 break
             attempt += 1
+            place = await self.enter()
         if isinstance(outcome, Value):
             return replace(outcome, data=self.masked(outcome.data, checked))
         return replace(outcome, message=self.masked(outcome.message, checked))
 
-    async def _attempt(self, checked: Mapping[str, Any], attempt: int) -> Value | Failed:
+    async def _attempt(
+        self, checked: Mapping[str, Any], attempt: int, call: Entered | None
+    ) -> Value | Failed:
         gate = self._gate()
-        call = await gate.enter(
-            self.rate, self.timeout, thread=not inspect.iscoroutinefunction(self.function)
-        )
         if call is None:
             message = f"{self.name} is not called: earlier calls of it, which took too long, still go on."
             return Failed("timeout", message, TimeoutError(message), attempt - 1)

@@ -301,3 +301,40 @@ def test_the_model_is_asked_for_another_call_once_however_often_the_graph_is_int
         assert (answer.value, answer.usage) == (alone.value, alone.usage)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_another_process_repeats_no_destructive_call_unsaid(kept: bool, tmp_path: Path) -> None:
+    """One that goes on before the calls of a plan cannot know, without a journal, whether they were begun."""
+    bought: list[int] = []
+
+    def language(messages: Messages, tokens: tuple[str, ...]) -> Distribution:
+        said = "a = buy(3)" if sum(m.role == "assistant" for m in messages) == 0 else "The answer is 3."
+        return {END: 1.0} if tokens else {said: 1.0}
+
+    def box() -> sg.Toolbox:
+        @sg.tool
+        async def buy(n: int) -> int:
+            """Buy so many."""
+            bought.append(n)
+            return n
+
+        return sg.Toolbox([buy])
+
+    async def main() -> sg.Answer:
+        saver, journal = InMemorySaver(), Journal(tmp_path / "s.sqlite")
+        keep = journal.of if kept else None
+        for given in ({"question": "What?"}, None):
+            graph = agent_graph(sg.DivideThenAggregate(), box(), llm=ToyModel(language), keep=keep)
+            compiled = graph.compile(checkpointer=saver, interrupt_before=["execute"] if given else None)
+            state = await compiled.ainvoke(given, CONFIG)
+        await journal.aclose()
+        return sg.Answer.model_validate(state["answer"])
+
+    answer = asyncio.run(main())
+    [call] = answer.calls
+    if kept:
+        assert (bought, call.ok) == ([3], True)
+    else:
+        assert (bought, call.ok) == ([], False)
+        assert "not allowed" in call.error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -192,3 +193,36 @@ def test_a_changed_call_is_kept_as_it_was_made(tmp_path: Any) -> None:
     assert answer.stopped == "complete"
     assert (asked, shop.log) == (1, ["9 to Ann"])
     assert [c.call for c in answer.calls] == ['spend(9, "Ann")']
+
+
+@pytest.mark.parametrize("reply", ["a = price(nowhere)", "a = price(c)", "a = price(a)", "a = price(b)"])
+def test_another_call_that_takes_what_is_not_there_is_none(reply: str) -> None:
+    answer, _, _ = answered(reply)
+    failed = {call.name: call.error for call in answer.calls}
+    assert "only in packs" in failed["a"]
+    assert not failed["b"]
+
+
+def test_a_name_that_comes_again_is_asked_about_again() -> None:
+    """With a store, where what the model said in place of a call is kept."""
+    said = iter(['a = price("pen")', 'a = price("pens")', 'a = price("pen")', 'a = price("penny")'])
+    asked: list[str] = []
+
+    @sg.tool(effect="read_only", on_failure="ask")
+    async def price(item: str) -> int:
+        """Price of an item."""
+        if item == "pen":
+            raise LookupError("only in packs")
+        return len(item)
+
+    def language(messages: tuple[Message, ...], tokens: tuple[str, ...]) -> Distribution:
+        if tokens:
+            return {END: 1.0}
+        asked.append(messages[-1].content)
+        return {next(said, "The answer is 5."): 1.0}
+
+    with tempfile.TemporaryDirectory() as folder:
+        told = {"tools": [price], "store": f"{folder}/s.sqlite", "run_id": "r"}
+        answer = asyncio.run(sg.solve("What?", sg.DivideThenAggregate(), llm=ToyModel(language), **told))
+    assert [call.call for call in answer.calls] == ['price("pens")', 'price("penny")']
+    assert sum("only in packs" in each for each in asked) == 2
