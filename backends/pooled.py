@@ -48,6 +48,7 @@ class _Member:
     backend: Backend
     tokens: int = 0  # asked of it and not yet finished, at most
     failures: int = 0  # in a row
+    rested: float = 0.0  # when its rest was last set
     rests_until: float = 0.0
     caps: Capabilities | None = None
 
@@ -59,9 +60,13 @@ class _Member:
         finally:
             self.tokens -= tokens
 
-    def failed(self, rest: float) -> None:
+    def failed(self, rest: float, began: float) -> None:
+        """A call that began at that time has failed: of those under way at the same time one counts."""
+        if began < self.rested:
+            return
         self.failures += 1
-        self.rests_until = time.monotonic() + min(_LONGEST_REST, rest * 2 ** (self.failures - 1))
+        self.rested = time.monotonic()
+        self.rests_until = self.rested + min(_LONGEST_REST, rest * 2 ** (self.failures - 1))
         self.caps = None  # what comes back may be another server
 
     def worked(self) -> None:
@@ -164,10 +169,11 @@ class Pooled:
                 group.create_task(member.backend.aclose())
 
     async def _ask(self, member: _Member) -> BackendError | None:
+        began = time.monotonic()
         try:
             member.caps = await member.backend.capabilities()
         except BackendError as error:
-            member.failed(self._rest)
+            member.failed(self._rest, began)
             return error
         return None
 
@@ -184,7 +190,7 @@ class Pooled:
         while True:
             member = self._choose(messages, tried)
             tried.append(member)
-            part = bill.part()
+            part, began = bill.part(), time.monotonic()
             try:
                 with member.busy(load):
                     if member.caps is None:
@@ -196,7 +202,7 @@ class Pooled:
             except RejectedError:
                 raise  # any other would refuse it too
             except BackendError as error:
-                member.failed(self._rest)
+                member.failed(self._rest, began)
                 if len(tried) == len(self._members) or not moves():
                     raise
                 billed = bool(part.usage.calls or part.usage.uncertain_tokens)
@@ -342,4 +348,5 @@ def _common(found: Sequence[Capabilities]) -> Capabilities:
         continue_final=all(caps.continue_final for caps in found),
         exact_count=all(caps.exact_count for caps in found),
         exact_abort=all(caps.exact_abort for caps in found),
+        tools=all(caps.tools for caps in found),
     )

@@ -32,7 +32,7 @@ MOST_LABELS = 128  # that vLLM tells of in one answer
 SHORT = 16  # characters of what may be one token
 
 
-def labels_body(messages: Sequence[Message], ids: Sequence[int], dialect: Dialect) -> dict[str, object]:
+def labels_body(messages: Sequence[Message], ids: Sequence[int], dialect: Dialect) -> dict[str, Any]:
     """The request for the log-probabilities of these tokens as the next one.
 
     Unlike prompt log-probabilities it has the prompt from the prefix cache, and it is one for all.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import socket
 import sys
 from collections import deque
@@ -25,6 +26,18 @@ _READY = "Application startup complete."
 _KEPT_LINES = 1000
 _CONNECT_DELAYS = [0.01 * 2**k for k in range(11)]  # seconds; 20 in all
 _GRACE = 15.0  # seconds that vLLM has to end by itself
+_OURS = {
+    "--model": "The model is an argument of its own",
+    "--port": "Give it as --port before the --, or as port=",
+    "--host": "Give it as --host before the --, or as host=",
+    "--served-model-name": "Give it as --name before the --, or as name=",
+    "--uvicorn-log-level": "Leave it out: that the server is ready is read off its log",
+    "--ssl-keyfile": "Put a proxy before it: it is spoken to by plain HTTP",
+    "--ssl-certfile": "Put a proxy before it: it is spoken to by plain HTTP",
+}
+_ON_HUB = re.compile(
+    r"(?:^|[\"=])(?![./~])[\w.-]+/[\w.-]+(?:$|\")"
+)  # ORG/NAME, as a flag's value or in its JSON
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -43,7 +56,10 @@ class VLLMServer:
         environment: variables besides this process's own.
         python: the interpreter of an environment that has vLLM; default: this one.
         startup_timeout: seconds until it must answer.
-        log: is called with each line that vLLM writes.
+        log: is called with each line that vLLM writes; when it fails, no more.
+
+    Raises:
+        ConfigurationError: a flag is one of what is an argument here, or would hide when the server is ready.
     """
 
     def __init__(
@@ -59,10 +75,13 @@ class VLLMServer:
         startup_timeout: float = 600.0,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        self._model = str(model)
+        self._model = os.path.expanduser(model)
         self._flags = list(flags)
-        self._local = Path(model).is_dir()
-        self.name = name or (Path(model).resolve().name if self._local else str(model))
+        for flag in self._flags:
+            if (told := flag.partition("=")[0].replace("_", "-")) in _OURS:
+                raise ConfigurationError(f"The flag {told} is not passed on.", remedy=f"{_OURS[told]}.")
+        self._local = Path(self._model).is_dir()
+        self.name = name or (Path(self._model).resolve().name if self._local else self._model)
         self._host = host
         self._wanted_port = port
         self._environment = dict(environment or {})
@@ -92,7 +111,7 @@ class VLLMServer:
         self._checked()
         port = _bindable(self._host, self._wanted_port)
         variables = os.environ | _QUIET | self._environment
-        if self._local:
+        if self._local and not any(map(_ON_HUB.search, self._flags)):
             variables.setdefault("HF_HUB_OFFLINE", "1")
         guard = [sys.executable, "-m", "stratagem.backends.vllm._guard", str(_GRACE)]
         self._ready = asyncio.Event()
@@ -110,7 +129,8 @@ class VLLMServer:
         except BaseException:
             await self._stop()
             raise
-        self.url = f"http://{self._host}:{port}/v1"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self.url = f"http://{host}:{port}/v1"
         return self
 
     async def __aexit__(
@@ -130,8 +150,8 @@ class VLLMServer:
     def _checked(self) -> None:
         if self._python == sys.executable and importlib.util.find_spec("vllm") is None:
             raise MissingExtraError("vLLM", "vllm")
-        looks_local = self._model.startswith((".", "/", "~")) or self._model.count("/") > 1
-        if looks_local and not (Path(self._model).expanduser() / "config.json").is_file():
+        looks_local = self._model.startswith((".", "/")) or self._model.count("/") > 1
+        if looks_local and not (Path(self._model) / "config.json").is_file():
             raise ConfigurationError(
                 f"{self._model} is no model folder: it has no config.json.",
                 remedy="Give a folder in the Hugging Face format, or a name on its hub.",
@@ -149,7 +169,14 @@ class VLLMServer:
                 if _READY in line:
                     self._ready.set()
                 if self._log is not None:
-                    self._log(line)
+                    try:
+                        self._log(line)
+                    except Exception:
+                        if not self._ready.is_set():
+                            raise
+                        self._log = (
+                            None  # the log has to be read on, or vLLM would stand still at a full pipe
+                        )
 
     async def _started(self, port: int) -> None:
         ready = asyncio.ensure_future(self._ready.wait())

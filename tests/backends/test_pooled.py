@@ -221,6 +221,38 @@ def test_a_failed_endpoint_rests_and_comes_back() -> None:
     run(main)
 
 
+class Falling(ToyModel):
+    """Is gone for as long as it is told, found out by all calls under way at the same time."""
+
+    gone = True
+
+    async def generate(self, request: Request, meter: Meter | None = None) -> Any:
+        await asyncio.sleep(0.05)
+        if self.gone:
+            raise UnavailableError("gone")
+        return await super().generate(request, meter)
+
+
+def test_calls_that_fail_together_are_one_failure() -> None:
+    """An endpoint that has lost 32 of them rests as long as after one, and is there again when it is back."""
+
+    async def main() -> None:
+        falling, other = Falling(), ToyModel()
+        backend = Pooled([falling, other], name="pool#toy", rest=0.2)
+        async with asyncio.TaskGroup() as group:
+            for number in range(32):
+                group.create_task(backend.generate(asking(f"{number}?")))
+        falling.gone = False
+        await asyncio.sleep(0.5)
+        before = falling.books.usage.calls
+        async with asyncio.TaskGroup() as group:
+            for number in range(32):
+                group.create_task(backend.generate(asking(f"And {number}?")))
+        assert falling.books.usage.calls > before
+
+    run(main)
+
+
 def test_all_endpoints_gone_is_one_error() -> None:
     async def main() -> None:
         backend = cast(Pooled, sg.connect(["http://127.0.0.1:9/v1", "http://127.0.0.1:10/v1"], model="sim"))

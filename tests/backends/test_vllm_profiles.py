@@ -18,6 +18,7 @@ from stratagem.backends.vllm._checks import checked
 from stratagem.backends.vllm.hardware import Hardware, Installed
 from stratagem.backends.vllm.plan import plan
 from stratagem.backends.vllm.profiles import DATASTORE, OWN, PROFILES, Profile, Speculative, Workload, profile
+from stratagem.backends.vllm.server import VLLMServer
 from stratagem.core.errors import MissingExtraError
 
 
@@ -317,3 +318,12 @@ def test_speculation_is_one_json_value() -> None:
 def test_a_cpu_guesses_by_methods_that_sample_right() -> None:
     assert Speculative(method="merged") == profile("latency", LAPTOP).speculative
     assert Speculative(method="ngram") == profile("latency", H100).speculative
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--port", "--host=0.0.0.0", "--served-model-name", "--served_model_name=x", "--uvicorn-log-level"],
+)
+def test_flags_that_are_arguments_of_the_server_are_refused(flag: str) -> None:
+    with pytest.raises(sg.ConfigurationError, match="is not passed on"):
+        VLLMServer("org/model", ["--dtype", "float32", flag])

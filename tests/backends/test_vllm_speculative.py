@@ -141,9 +141,9 @@ def test_the_template_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [1, 4096, 32_000, 65_536, 152_064, 262_144])
-def test_the_matrix_fits_into_2_mib(vocabulary: int) -> None:
+def test_the_matrix_fits_into_2_mb(vocabulary: int) -> None:
     made = TokenRecycling(vocabulary)
-    assert made.matrix.nbytes <= BUDGET == 2 * 2**20
+    assert made.matrix.nbytes <= BUDGET == 2_000_000
     assert made.successors == made.matrix.shape[1] <= 8
     if vocabulary <= 32_000:
         assert made.successors == 8

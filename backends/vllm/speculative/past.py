@@ -31,7 +31,10 @@ def collected(model: str | Path, files: Iterable[str | Path]) -> Datastore:
     """
     encode = _tokenizer(model).encode
     made = Datastore.of(
-        encode(text, add_special_tokens=False).ids for path in files for text in texts(Path(path))
+        encode(text, add_special_tokens=False).ids
+        for path in files
+        for text in texts(Path(path))
+        if text.strip()
     )
     if not made.sequences:
         raise ConfigurationError(

@@ -21,7 +21,7 @@ from stratagem.backends.vllm.speculative.proposer import Context, Proposer, Tops
 from stratagem.backends.vllm.speculative.tree import Node, Tree
 
 WIDTH = 8
-BUDGET = 2 << 20  # bytes of the matrix
+BUDGET = 2_000_000  # bytes of the matrix
 # Nodes of the template by depth, and by first-level branch: the paper's. Both are 80 in all.
 LEVELS = (8, 21, 25, 15, 8, 3)
 SUBTREES = (49, 10, 6, 5, 3, 3, 2, 2)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stratagem._cli.app import OUTPUT, AsJson, Debug, finish
+from stratagem.core.errors import ConfigurationError
 
 vllm_app = typer.Typer(no_args_is_help=True, help="Serve a model with vLLM, set up for what strategies send.")
 
@@ -35,7 +36,7 @@ Repeatable = Annotated[
     ),
 ]
 StartupTimeout = Annotated[
-    float, typer.Option(metavar="SECONDS", help="Until it must answer.", rich_help_panel=_SERVER)
+    float, typer.Option(metavar="SECONDS", min=1, help="Until it must answer.", rich_help_panel=_SERVER)
 ]
 Model = Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")]
 
@@ -227,6 +228,8 @@ def vllm_tune(
         from stratagem.backends.vllm.profiles import Workload
         from stratagem.bench.data import load
 
+        if latency is not None and not 0 < latency < float("inf"):  # which a NaN is not either
+            raise ConfigurationError(f"--latency {latency} is no bound.", remedy="Give seconds above 0.")
         named = {"fields": fields, "methods": methods}
         return tune(
             model,

@@ -155,5 +155,6 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, dict) and "kind" in value:
         return str(value["kind"])
-    plain = isinstance(value, str) and value.isprintable() and value
-    return value if plain else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and value and value.isprintable():
+        return value
+    return json.dumps(value, ensure_ascii=False)

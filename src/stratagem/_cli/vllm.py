@@ -14,15 +14,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stratagem._cli.console import ACCENT, DIM, STRONG, safe, show, stderr, write_line
+from stratagem._cli.console import ACCENT, DIM, STRONG, safe, say_error, show, stderr, write_line
 from stratagem.backends.vllm._checks import checked
 from stratagem.backends.vllm.hardware import Hardware, Installed
 from stratagem.backends.vllm.plan import Plan, plan
-from stratagem.backends.vllm.profiles import DATASTORE, PROFILES, Method, Profile, Speculative, Workload
+from stratagem.backends.vllm.profiles import DATASTORE, OWN, PROFILES, Method, Profile, Speculative, Workload
 from stratagem.backends.vllm.profiles import profile as named
 from stratagem.backends.vllm.server import VLLMServer
+from stratagem.backends.vllm.speculative.datastore import Datastore
 from stratagem.backends.vllm.speculative.past import collected
 from stratagem.core.errors import ConfigurationError, UnavailableError
+
+_NEED_MODEL = ("draft_model", "medusa", "eagle", "eagle3", "custom_class")
+_READ_PAST = ("retrieval", "merged")
 
 
 async def serve(
@@ -40,11 +44,13 @@ async def serve(
 ) -> int:
     """Serve a model until the server ends or Ctrl-C; with ``print_only`` say the command that would."""
     planned = plan(profile, flags, workload=workload, python=python, run=not print_only)
-    if print_only:
-        fixed = ["--host", host, "--port", str(port)]
-        fixed += [] if name is None else ["--served-model-name", name]
-        write_line(planned.command(model, fixed))
-        return 0
+    if workload.repeatable and planned.profile.speculative is not None:
+        raise ConfigurationError(
+            "--repeatable means no speculation, and a method of it is named.", remedy="Leave out one of them."
+        )
+    guess = planned.profile.speculative
+    if planned.hardware.device == "cpu" and guess is not None and guess.method not in (*OWN, "custom_class"):
+        say_error(f"on a CPU vLLM samples wrongly under {guess.method}; greedy text is right", label="note")
     server = VLLMServer(
         model,
         planned.arguments,
@@ -55,6 +61,10 @@ async def serve(
         startup_timeout=startup_timeout,
         log=tell_log,
     )
+    if print_only:
+        fixed = ["--host", host, "--port", str(port), "--served-model-name", server.name]
+        write_line(planned.command(model, fixed))
+        return 0
     async with server:
         stderr().print(Text.assemble(("ready: ", f"{STRONG} {ACCENT}"), f"{server.name}, profile {profile}"))
         write_line(server.url)
@@ -75,12 +85,23 @@ def guessing(method: str | None, datastore: str | None) -> list[str]:
             raise ConfigurationError(
                 f"There is no speculative method {method!r}.", remedy=f"Known are: {', '.join(known)}."
             )
+        if method in _NEED_MODEL:
+            config = json.dumps({"method": method, "model": "MODEL", "num_speculative_tokens": 4})
+            raise ConfigurationError(
+                f"The method {method} needs a model of its own.",
+                remedy=f"Give -- --speculative-config '{config}'.",
+            )
         flags += ["--speculative-config", json.dumps(Speculative.of_config({"method": method}).config())]
     if datastore is not None:
         if not Path(datastore).is_file():
             raise ConfigurationError(
                 f"There is no file {datastore}.", remedy="Make it with: stratagem vllm datastore"
             )
+        if method not in _READ_PAST:
+            raise ConfigurationError(
+                "--datastore is for the methods retrieval and merged.", remedy="Name one by --speculative."
+            )
+        Datastore.load(datastore)  # what is none is said here, and not by the server
         flags += ["--additional-config", json.dumps({DATASTORE: datastore})]
     return flags
 
