@@ -248,8 +248,10 @@ def test_bad_sizes_and_devices() -> None:
 
 
 def test_this_machine_is_measured() -> None:
-    here = Device.here(1 << 20, seconds=0.1)
-    assert 0 < here.bandwidth < here.peak, "any processor computes more than a byte's worth per byte"
+    # What else runs here can only slow it down.
+    tries = [Device.here(1 << 20, seconds=0.1) for _ in range(5)]
+    bandwidth, peak = max(here.bandwidth for here in tries), max(here.peak for here in tries)
+    assert 0 < bandwidth < peak, "any processor computes more than a byte's worth per byte"
 
 
 # -- shapes --------------------------------------------------------------------------------------------

@@ -324,7 +324,8 @@ def test_another_process_repeats_no_destructive_call_unsaid(kept: bool, tmp_path
     async def main() -> sg.Answer:
         saver, journal = InMemorySaver(), Journal(tmp_path / "s.sqlite")
         keep = journal.of if kept else None
-        for given in ({"question": "What?"}, None):
+        sittings: tuple[Any, ...] = ({"question": "What?"}, None)
+        for given in sittings:
             graph = agent_graph(sg.DivideThenAggregate(), box(), llm=ToyModel(language), keep=keep)
             compiled = graph.compile(checkpointer=saver, interrupt_before=["execute"] if given else None)
             state = await compiled.ainvoke(given, CONFIG)

@@ -99,6 +99,7 @@ def learned(folder: Path, asked: Sequence[SimRequest]) -> Path:
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    loss = torch.tensor(float("inf"))
     for _ in range(300):
         losses = []
         for ids, start in rows:
