@@ -26,7 +26,7 @@ from stratagem.core.backend import Backend
 from stratagem.core.budget import Budget, Ledger
 from stratagem.core.calling import Approval, Toolbox
 from stratagem.core.connect import shipped
-from stratagem.core.errors import BudgetExhausted
+from stratagem.core.errors import BudgetExhausted, ConfigurationError
 from stratagem.core.kept import InMemory, Kept
 from stratagem.core.run import Run
 from stratagem.core.task import Answer, Task
@@ -179,6 +179,11 @@ def agent_graph(
             ``{"approve": [{"name": ..., "call": ...}, ...]}``; resume with ``Command(resume=True)``, or ``False``,
             or ``{name: True, ...}``, where in place of ``True`` a mapping changes arguments of the call.
     """
+    if not strategy.turns:
+        raise ConfigurationError(
+            f"{strategy.kind} goes back and forth between turns, which no graph of turns does.",
+            remedy="Use node(strategy, tools=...), or another agent.",
+        )
     nodes = _Nodes(strategy, tools, roles(llm, models), Budget.of(budget), seed, keep, ask_approval)
     graph = StateGraph(AgentState)
     graph.add_node("begin", nodes.begin)

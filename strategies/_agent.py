@@ -75,6 +75,7 @@ class Lines:
 class Agent(Strategy):
     """A model that answers with tools: it writes calls, reads their results, and goes on until it answers."""
 
+    turns: ClassVar[bool] = True  # it is made of turns that may be taken one by one, as in a graph
     names_calls: ClassVar[bool] = True  # a call has a name by which others take its result
 
     system: str = parameter("", "Stands before the list of tools.", min_length=1)

@@ -39,6 +39,7 @@ class DFSDT(ReAct):
     """ReAct with backtracking. Cost: at most ``queries`` completions, and one."""
 
     kind: ClassVar[str] = "dfsdt"
+    turns: ClassVar[bool] = False
 
     rounds: int = parameter(12, "Depth at which a branch ends.", ge=1, search=(4, 16))
     width: int = parameter(2, "Most children of a node.", ge=1, search=(1, 4))

@@ -9,6 +9,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
 from jsonschema.protocols import Validator
+from pydantic_core import to_jsonable_python
 from referencing import Registry
 
 from stratagem.core.errors import ConfigurationError
@@ -35,7 +36,7 @@ class _Anything:
         return value
 
     def dump_python(self, value: Any, *, mode: str) -> Any:
-        return value
+        return to_jsonable_python(value)  # dates, models and the documents of LangChain
 
 
 def schema_tool(

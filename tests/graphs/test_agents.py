@@ -339,3 +339,8 @@ def test_another_process_repeats_no_destructive_call_unsaid(kept: bool, tmp_path
     else:
         assert (bought, call.ok) == ([], False)
         assert "not allowed" in call.error
+
+
+def test_an_agent_that_goes_back_is_no_graph_of_turns() -> None:
+    with pytest.raises(sg.ConfigurationError, match=r"dfsdt goes back.*node\("):
+        agent_graph(sg.DFSDT(), Count().box(), llm=ToyModel(language))
