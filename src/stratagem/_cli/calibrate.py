@@ -31,7 +31,7 @@ async def calibrate(
     strategy: sg.Strategy,
     llm: sg.Backend,
     *,
-    others: Mapping[str, sg.Backend],
+    others: Mapping[str, sg.Backend] | None = None,
     out: Path,
     target: float,
     seeds: int,
@@ -46,7 +46,7 @@ async def calibrate(
         )
     exhaustive = sg.Strategy.load({**strategy.dump(), "tau": _NEVER})
     name = strategy.kind
-    models = {**others, "policy": llm}
+    models = {**(others or {}), "policy": llm}
     results, board, code = await measure(
         problems, {name: exhaustive}, models, out=out, seeds=seeds, budget=None, concurrency=concurrency
     )
