@@ -220,8 +220,8 @@ class Tool:
             return Failed("error", f"{self.name} ended as cancelled.", error, attempt)  # by itself
         except Raised as raised:
             why: Why = "timeout" if late else "error"
-            error = raised.error
-            return Failed(why, f"{self.name}: {type(error).__name__}: {_said(error)}", error, attempt)
+            cause = raised.error
+            return Failed(why, f"{self.name}: {type(cause).__name__}: {_said(cause)}", cause, attempt)
         return self._bounded(result, attempt)
 
     def _begin(self, checked: Mapping[str, Any], release: Callable[[], None]) -> Awaitable[Any]:
