@@ -31,6 +31,10 @@ SEARCHES: list[Stepwise] = [
     sg.DVTS(trees=4, width=3),
     sg.MCTS(simulations=6, width=3),
     sg.BestFirst(width=3, expansions=12),
+    sg.ParticleFiltering(n=6),
+    sg.ParticleFiltering(n=6, together=2, ess=0.8),
+    sg.ParticleGibbs(n=4, iterations=2),
+    sg.ParallelTempering(n=3, iterations=2, temperatures=(1.0, 2.0)),
 ]
 
 
