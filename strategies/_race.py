@@ -36,7 +36,7 @@ class Race:
     def __init__(self, n: int, rule: Callable[[int], Rule], checkpoints: int | None = None) -> None:
         self._n, self._rule, self._checkpoints = n, rule, checkpoints
         self._scores: list[dict[int, float]] = []  # by checkpoint, of those that have reached it
-        self._final: dict[int, tuple[int, float]] = {}  # from this checkpoint on
+        self._final: dict[int, tuple[int, Callable[[int], float]]] = {}  # from this checkpoint on
         self._absent: set[int] = set()
         self.out: set[int] = set()  # certainly
 
@@ -55,8 +55,8 @@ class Race:
         self._scores[checkpoint][index] = score
         self._settle()
 
-    def ended(self, index: int, checkpoint: int, score: float) -> None:
-        """Sample ``index`` has ended before it reached this checkpoint: it has this score there and later."""
+    def ended(self, index: int, checkpoint: int, score: Callable[[int], float]) -> None:
+        """Sample ``index`` has ended before it reached this checkpoint: it has these scores there and later."""
         self._final[index] = (checkpoint, score)
         self._settle()
 
@@ -74,9 +74,9 @@ class Race:
         self.out = set(range(self._n)) - possible
 
     def _score(self, index: int, checkpoint: int) -> float | None:
-        ended, score = self._final.get(index, (math.inf, 0.0))
-        if checkpoint >= ended:
-            return score
+        final = self._final.get(index)
+        if final is not None and checkpoint >= final[0]:
+            return final[1](checkpoint)
         return self._scores[checkpoint].get(index) if checkpoint < len(self._scores) else None
 
 

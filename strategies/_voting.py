@@ -12,17 +12,21 @@ from stratagem.core.task import Answer, Candidate
 
 
 async def elect(
-    candidates: Sequence[Candidate], log_weights: Sequence[float], verifier: Verifier | None
+    candidates: Sequence[Candidate],
+    log_weights: Sequence[float],
+    verifier: Verifier | None,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Answer:
     """The answer whose class has the greatest sum of weights; a tie goes to the class seen first.
 
     Its text is that of the heaviest member, its confidence the class's share of the weight of all
-    candidates, those without an answer included. ``log_weights`` may be -inf.
+    candidates, those without an answer included. ``log_weights`` may be -inf. ``groups``: the classes, where they
+    are known.
     """
     answers = [candidate.answer for candidate in candidates]
-    if verifier is None:
+    if groups is None and verifier is None:
         groups = classes(answers, None)
-    else:
+    elif groups is None:
         groups = await asyncio.to_thread(classes, answers, verifier)
     peak = max(log_weights)
     weights = [math.exp(w - peak) if peak > -math.inf else 1.0 for w in log_weights]

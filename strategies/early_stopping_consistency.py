@@ -89,13 +89,17 @@ class EarlyStoppingConsistency(Sampler):
         counted = [drawn[i] for i in sorted(drawn) if i < needed]
         if not counted and refused[0] is not None:
             raise refused[0]
-        return run.propose(await elect(counted, [0.0] * len(counted), self.equality))
+        # The classes by which it was decided, also of an equality that is not transitive.
+        label = await self._labels({i: c.answer for i, c in enumerate(counted)})
+        heads = sorted({head for head in label.values() if head is not None})
+        groups = [[i for i, each in label.items() if each == head] for head in heads]
+        return run.propose(await elect(counted, [0.0] * len(counted), self.equality, groups))
+
+    async def _labels(self, known: dict[int, str | None]) -> dict[int, int | None]:
+        if self.equality is None:
+            return labels(known, None)
+        return await asyncio.to_thread(labels, known, self.equality.equivalent)
 
     async def _needed(self, known: dict[int, str | None]) -> int:
         """How many samples, in order, decide the vote at the least."""
-
-        def count() -> int:
-            equal = None if self.equality is None else self.equality.equivalent
-            return least(labels(known, equal), self.n, _LEADS[self.posterior], self.confidence)
-
-        return count() if self.equality is None else await asyncio.to_thread(count)
+        return least(await self._labels(known), self.n, _LEADS[self.posterior], self.confidence)

@@ -16,6 +16,7 @@ sample decodes until its verdict has come. Who stays depends on the scores alone
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar, Self
 
@@ -119,7 +120,7 @@ class PrunedBestOfN(Sampler):
                     run.propose(Answer.of(candidate))  # unjudged, but whole
                 ended[index] = candidate
                 [ended[index]] = await judge(run, self.verifier, task, [candidate])
-                race.ended(index, prefixes.reached, score(ended[index], index, prefixes.reached))
+                race.ended(index, prefixes.reached, partial(score, ended[index], index))
                 prune()
                 if there := left():
                     run.propose(best(there, self.verifier))

@@ -66,6 +66,7 @@ def strategies(n: int, max_tokens: int = 20, *, beside: bool = True) -> list[Str
         {"kind": "adaptive_best_of_n", "n": n, "tau": 0.8, "parallel": 2},
         {"kind": "pruned_best_of_n", "n": n, "every": 1, "margin": 0.1},
         {"kind": "pruned_best_of_n", "n": few, "unit": "token", "checkpoints": (2, 4)},
+        {"kind": "allocation", "n": n},
         {"kind": "early_stopping_consistency", "n": n, "ahead": 2},
         {"kind": "deep_confidence", "n": n, "warmup": 2, "window": 2, "ahead": True},
         {"kind": "self_certainty", "n": few},

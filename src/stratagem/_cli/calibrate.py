@@ -87,6 +87,11 @@ def rendered(found: Calibration, target: float, path: Path) -> list[RenderableTy
         table.add_row(*(Text(cell, style=style) for cell in row))
     gain = Text.assemble(("gain of all samples   ", DIM), points(found.gain, signed=True))
     kept = Text.assemble((f"kept, of {target:.0%} asked   ", DIM), points(found.kept, signed=True))
+    if found.chosen.tau <= 0:
+        kept.append(
+            "\nThe first sample is kept whatever its score: it is a greedy one, and more buy nothing here.",
+            DIM,
+        )
     return [table, Text(), gain, kept, Text.assemble(("strategy   ", DIM), str(path), overflow="fold")]
 
 
