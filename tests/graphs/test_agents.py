@@ -325,6 +325,7 @@ def test_another_process_repeats_no_destructive_call_unsaid(kept: bool, tmp_path
         saver, journal = InMemorySaver(), Journal(tmp_path / "s.sqlite")
         keep = journal.of if kept else None
         sittings: tuple[Any, ...] = ({"question": "What?"}, None)
+        state: Any = None
         for given in sittings:
             graph = agent_graph(sg.DivideThenAggregate(), box(), llm=ToyModel(language), keep=keep)
             compiled = graph.compile(checkpointer=saver, interrupt_before=["execute"] if given else None)
