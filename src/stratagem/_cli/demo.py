@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from shutil import which
 
@@ -24,7 +25,7 @@ from stratagem._cli.live import watched
 from stratagem._cli.scoreboard import Scoreboard
 from stratagem._cli.votes import votes
 from stratagem.bench.data import Problem, load
-from stratagem.bench.gym import skills
+from stratagem.bench.gym import Grade, skills
 from stratagem.bench.results import Cell, Results
 from stratagem.bench.runner import run_bench
 from stratagem.bench.summary import Row, Summary, summarise
@@ -177,12 +178,10 @@ def _example(results: Results) -> list[RenderableType]:
     if found is None:
         return [Text("On none of these problems did more samples help one that was wrong.", style=DIM)]
     problem, one, better = found
-    gym = skills()[SKILL].problem("test", int(problem.id.rsplit("/", 1)[1]))
-    grade = skills()[SKILL].grade
     ticks = {True: ("✓ ", GOOD), False: ("✗ ", BAD)}
 
     def worked(text: str) -> Padding:
-        graded = grade(gym, text)
+        graded = _graded(problem, text)
         lines = [Text.assemble(ticks[ok], line) for line, ok in zip(graded.lines, graded.right, strict=True)]
         return Padding(Text("\n").join(lines), (0, 0, 0, 2))
 
@@ -201,13 +200,21 @@ def _example(results: Results) -> list[RenderableType]:
     ]
 
 
+def _graded(problem: Problem, text: str) -> Grade:
+    task = skills()[SKILL]
+    return task.grade(task.problem("test", int(problem.id.rsplit("/", 1)[1])), text)
+
+
 def _most_telling(results: Results) -> tuple[Problem, Cell, Cell] | None:
-    for wanted in ((VOTE, JUDGED), (JUDGED,), (VOTE,)):
+    ways = ((VOTE, JUDGED), (JUDGED,), (VOTE,))
+    for sound, wanted in product((True, False), ways):  # rather one whose steps are right, too
         for problem in results.problems:
             one = results.cells.get((problem.id, ONE, 0))
             others = [results.cells.get((problem.id, name, 0)) for name in wanted]
             right = [cell for cell in others if cell is not None and cell.correct]
-            if one is not None and one.text and not one.correct and len(right) == len(wanted):
+            if one is None or not one.text or one.correct or len(right) < len(wanted):
+                continue
+            if not sound or all(_graded(problem, right[-1].text).right):
                 return problem, one, right[-1]
     return None
 
