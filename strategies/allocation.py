@@ -99,9 +99,7 @@ class Allocation(Sampler, Spreading):
                 [candidate] = await run.draw(requests[at].sibling(index), task=task, then=rate)
             except StratagemError as error:
                 errors.setdefault(at, error)
-                spending.close(
-                    at
-                )  # another's prompt may still fit; if the limit is everybody's, each is refused
+                spending.close(at)  # another's prompt may still fit
                 return
             drawn[at][index] = candidate
             if isinstance(spending, ByVotes):

@@ -252,3 +252,34 @@ class Listwise(Truth):
     @property
     def pointwise(self) -> bool:
         return False
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_one_that_does_not_fit_takes_nothing_from_the_others(at: int) -> None:
+    questions = ["even 0?", "even 1?", "even 2?"]
+    questions.insert(at, "even " + "and so on " * 400 + "?")
+    model = ToyModel(language)
+    told = sg.Allocation(n=4, least=0.0, parallel=1, verifier=Truth(), max_tokens=22)
+    answers = run(sg.solve_all(questions, told, llm=model, budget="tokens=420"))
+    assert [bool(answer.text) for answer in answers] == [i != at for i in range(4)]
+    assert answers[at].stopped == "budget"
+    assert tokens(answers) > 3 * 30, "what is left goes to those that fit"
+
+
+class Silent(sg.Verifier):
+    """Says nothing of one kind of task."""
+
+    kind: ClassVar[str] = "silent_in_tests"
+
+    async def __call__(
+        self, task: sg.Task, candidates: Sequence[sg.Candidate], run: sg.Run
+    ) -> list[sg.Verdict]:
+        score = None if task.question.startswith("easy") else 0.5
+        return [sg.Verdict(score) for _ in candidates]
+
+
+def test_an_abstention_is_no_word_on_other_tasks() -> None:
+    told = sg.Allocation(n=8, verifier=Silent(), max_tokens=22)
+    alone = run(sg.solve_all(["even 0?"], told, llm=ToyModel(language)))
+    beside = run(sg.solve_all(["even 0?", "easy 0?"], told, llm=ToyModel(language)))
+    assert len(beside[0].candidates) == len(alone[0].candidates)

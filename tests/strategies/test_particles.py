@@ -261,3 +261,20 @@ def test_bad_parameters() -> None:
         Strategy.load({"kind": "parallel_tempering", "temperatures": (1, 1)})
     with pytest.raises(ConfigurationError, match="begin with 1 and rise"):
         Strategy.load({"kind": "parallel_tempering", "temperatures": (2, 4)})
+
+
+class Finished(Verifier):
+    """Good where an answer is stated."""
+
+    kind: ClassVar[str] = "finished_in_tests"
+
+    async def __call__(self, task: Task, candidates: Sequence[Candidate], run: Run) -> list[Verdict]:
+        return [Verdict(0.9 if c.answer is not None else 0.2) for c in candidates]
+
+
+def test_equal_texts_of_which_one_has_ended_are_judged_apart() -> None:
+    model = ToyModel({"": {ONE: 0.5, f"{ONE}\n": 0.5}, f"{ONE}\n": {TWO: 1.0}})
+    strategy = ParticleFiltering(n=8, aggregate="last", ess=0.01, verifier=Finished())
+    for seed in range(6):
+        answer = asyncio.run(solve(TASK, strategy, llm=model, seed=seed))
+        assert {c.scores["finished_in_tests"] for c in answer.candidates if c.answer is not None} == {0.9}

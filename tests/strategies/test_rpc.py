@@ -19,7 +19,7 @@ from scipy import integrate, optimize, stats
 import stratagem as sg
 from stratagem.core.errors import UnsupportedError
 from stratagem.strategies._weibull import Mixture, Weibull, improbable
-from stratagem.strategies.rpc import RPC
+from stratagem.strategies.rpc import RPC, _log_weights
 from stratagem.testing.toy import CAPABLE, ToyModel
 
 # The length-normalised probability of a text is the root: its end is a second token, and certain.
@@ -183,3 +183,14 @@ def test_a_model_without_log_probabilities_is_refused_before_it_is_asked() -> No
     with pytest.raises(UnsupportedError, match=r"gives no log-probabilities, by which rpc .* Use a backend"):
         sg.solve_sync("Which?", RPC(n=4), llm=model)
     assert model.books.usage.calls == 0
+
+
+def test_a_copy_that_is_pruned_does_not_silence_one_that_is_not() -> None:
+    """A server may give equal texts probabilities that differ; the first one that stays counts."""
+
+    def drawn(text: str, p: float) -> sg.Candidate:
+        return sg.Candidate(text, text, token_count=1, logprob=math.log(p))
+
+    three = [drawn("a", 0.3), drawn("a", 0.35), drawn("b", 0.9)]
+    for gone, expected in (({0}, [0.0, 0.35, 0.9]), (set[int](), [0.3, 0.0, 0.9]), ({0, 1}, [0.0, 0.0, 0.9])):
+        assert [math.exp(w) for w in _log_weights(three, gone)] == pytest.approx(expected)
