@@ -101,7 +101,8 @@ def _pair(summary: Summary, less: str, more: str, verdict: Callable[[bool, str],
 async def measured(
     data: Dataset, chosen: Mapping[str, Strategy], llm: sg.Backend, out: Path, concurrency: int
 ) -> Results:
-    """The results of a bench that says how far it is."""
+    """The results of a bench that says how far it is: one strategy after the other, so that what each decodes until
+    a verdict has come does not depend on what the others ask of the engine."""
     started = last = time.monotonic()
 
     def listen(progress: Progress) -> None:
@@ -110,7 +111,12 @@ async def measured(
             last = time.monotonic()
             print(f"{progress.done} of {progress.total} runs, {last - started:.0f} s", flush=True)
 
-    return await run_bench(data, chosen, {"policy": llm}, out=out, concurrency=concurrency, listener=listen)
+    for name, strategy in chosen.items():
+        print(name, flush=True)
+        await run_bench(
+            data, {name: strategy}, {"policy": llm}, out=out, concurrency=concurrency, listener=listen
+        )
+    return await run_bench(data, chosen, {"policy": llm}, out=out, concurrency=concurrency)
 
 
 async def threshold(args: argparse.Namespace, llm: sg.Backend, out: Path) -> float:
