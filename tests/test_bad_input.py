@@ -21,7 +21,7 @@ from stratagem.testing.toy import CAPABLE, ToyModel
         ({"question": " "}, ("question is empty",)),
         ({"budget": 100}, ("budget=100", "tokens=20000")),
         ({"budget": {"token": 100}}, ("'token'", "tokens, calls, seconds, money")),
-        ({"budget": {"tokens": -1}}, ("tokens='-1'",)),
+        ({"budget": {"tokens": -1}}, ("tokens=-1",)),
         ({"llm": "gpt-4"}, ("'policy' is str", "sg.connect(")),
         ({"models": {"judge": 3}}, ("'judge' is int",)),
         ({"models": {"jugde": ToyModel()}}, ("'jugde'", "'judge'")),

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -14,7 +14,6 @@ from stratagem.core.calling import shortened
 from stratagem.core.errors import BudgetExhausted
 from stratagem.core.kept import Kept
 from stratagem.core.trace import ToolFinished, ToolStarted, Trace
-from stratagem.tools._gate import Entered
 from stratagem.tools.dag import Call
 from stratagem.tools.notation import write
 from stratagem.tools.tool import Failed, Tool, Value
@@ -218,44 +217,30 @@ class Conduct:
         """Pay for a call that may be made, and make it."""
         retries = 0 if tool.effect == "destructive" else call.retries
         most = tool.cost * (1 + (tool.retries if retries is None else retries))
-        place = [await tool.enter()]
-        try:
-            return await self._held(call, tool, arguments, checked, hold, key, place, retries, most)
-        finally:
-            for unused in filter(None, place):
-                tool.leave(unused)
-
-    async def _held(
-        self,
-        call: Call,
-        tool: Tool,
-        arguments: Mapping[str, Any],
-        checked: Mapping[str, Any],
-        hold: Hold,
-        key: str | None,
-        place: list[Entered | None],
-        retries: int | None,
-        most: float,
-    ) -> Value | Failed:
-        async with hold():
-            settle = await self._reserved(tool, most)
-            if isinstance(settle, Failed):
-                return settle
-            clock = asyncio.get_running_loop().time
-            started, error, attempts = clock(), "cancelled", 1  # one that is cancelled costs one attempt
-            try:
-                if self.journal is not None and key is not None and tool.effect == "destructive":
-                    await self.journal.begin(key)
-                self._tell(ToolStarted, call, tool, arguments)
-                outcome = await tool.invoke(checked, retries=retries, entered=(place.pop(),))
-                error, attempts = _reason(outcome), outcome.attempts
-            finally:
-                cost = attempts * tool.cost
-                settle(cost)
-                self._tell(
-                    ToolFinished, call, tool, arguments, seconds=clock() - started, error=error, cost=cost
-                )
-        return outcome
+        place = await tool.enter()
+        with ExitStack() as unused:
+            if place is not None:
+                unused.callback(tool.leave, place)
+            async with hold():
+                settle = await self._reserved(tool, most)
+                if isinstance(settle, Failed):
+                    return settle
+                clock = asyncio.get_running_loop().time
+                started, error, attempts = clock(), "cancelled", 1  # one that is cancelled costs one attempt
+                try:
+                    if self.journal is not None and key is not None and tool.effect == "destructive":
+                        await self.journal.begin(key)
+                    self._tell(ToolStarted, call, tool, arguments)
+                    unused.pop_all()  # the call gives it back itself
+                    outcome = await tool.invoke(checked, retries=retries, entered=(place,))
+                    error, attempts = _reason(outcome), outcome.attempts
+                finally:
+                    cost = attempts * tool.cost
+                    settle(cost)
+                    self._tell(
+                        ToolFinished, call, tool, arguments, seconds=clock() - started, error=error, cost=cost
+                    )
+                return outcome
 
     async def _reserved(self, tool: Tool, most: float) -> Callable[[float], None] | Failed:
         """Hold what a call may cost; gives what to tell its real cost."""

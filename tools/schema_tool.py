@@ -81,9 +81,8 @@ def schema_tool(
     arguments: dict[str, Any] = {
         key: _Argument(whole.evolve(schema=each)) for key, each in parameters["properties"].items()
     }
-    safe = re.sub(r"\W", "_", name)
     return Tool(
-        safe if safe[:1].isalpha() or safe[:1] == "_" else f"_{safe}",
+        _written([name])[name],
         description or name,
         parameters,
         function if all(name == key for name, key in own.items()) else _renamed(function, own),

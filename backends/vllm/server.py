@@ -35,9 +35,8 @@ _OURS = {
     "--ssl-keyfile": "Put a proxy before it: it is spoken to by plain HTTP",
     "--ssl-certfile": "Put a proxy before it: it is spoken to by plain HTTP",
 }
-_ON_HUB = re.compile(
-    r"(?:^|[\"=])(?![./~])[\w.-]+/[\w.-]+(?:$|\")"
-)  # ORG/NAME, as a flag's value or in its JSON
+# ORG/NAME, as a flag's value or in its JSON: that has to be fetched.
+_ON_HUB = re.compile(r"(?:^|[\"=])(?![./~])[\w.-]+/[\w.-]+(?:$|\")")
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 

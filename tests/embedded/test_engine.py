@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from stratagem.backends.embedded.engine import Engine, EngineStats
-from stratagem.backends.embedded.requests import Handle, Job, Result, Sample, Want
+from stratagem.backends.embedded.requests import Handle, Result, Sample, Want
 from stratagem.backends.embedded.sampling import Sampling
-from stratagem.backends.embedded.scheduler import Scheduler
 from stratagem.core.errors import ContextLengthError, UnsupportedError
 
 PROMPT = "Ben has 12 + 7 apples. How many? "
@@ -499,28 +498,3 @@ def test_the_urgent_is_begun_before_what_waits(folder: Path) -> None:
             engine.close()
 
     asyncio.run(main())
-
-
-def test_the_urgent_does_not_wait_for_room(folder: Path) -> None:
-    """All places are taken by samples: a judge has one beside, and what is not urgent waits."""
-    engine = Engine(folder, threads=1)
-    prompt = ask(engine)
-    cache = engine.model.new_cache(6 * engine.context)
-    scheduler = Scheduler(engine.model, engine.tokenizer, cache, max_running=4, max_batch=1000, urgent=1)
-    samples = [Job(prompt, Sampling(max_tokens=9, ignore_end=True)) for _ in range(4)]
-    another, judge, second = (Job(prompt, Sampling(max_tokens=1), priority=p) for p in (0, -1, -1))
-    for job in samples:
-        scheduler.enter(job)
-    scheduler.step()
-    for job in (another, judge, second):
-        scheduler.enter(job)
-    scheduler.step()
-    ended = [job for job, event in scheduler.outbox if isinstance(event, Result)]
-    assert ended == [judge]  # the second did not fit beside it
-    scheduler.step()
-    assert [job for job, event in scheduler.outbox if isinstance(event, Result)] == [judge, second]
-    assert list(scheduler.waiting) == [another]
-    while not scheduler.idle:
-        scheduler.step()
-    ended = [job for job, event in scheduler.outbox if isinstance(event, Result)]
-    assert ended == [judge, second, *samples, another]

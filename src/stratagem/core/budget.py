@@ -49,7 +49,7 @@ class Budget(BaseModel):
         if isinstance(given, str):
             return cls.parse(given)
         if isinstance(given, Mapping):
-            return cls.parse(",".join(f"{key}={value}" for key, value in given.items()))
+            return cls._limited({str(key): value for key, value in given.items()})
         raise ConfigurationError(
             f"budget={given!r} is no budget.",
             remedy='Write it like "tokens=20000,seconds=30", or sg.Budget(...).',
@@ -58,15 +58,20 @@ class Budget(BaseModel):
     @classmethod
     def parse(cls, text: str) -> Self:
         """From ``"tokens=20000,seconds=30"``."""
-        names = ", ".join(cls.model_fields)
         pairs: dict[str, str] = {}
         for part in filter(None, text.replace(" ", "").split(",")):
             key, _, value = part.partition("=")
-            if key not in cls.model_fields:
-                raise ConfigurationError(f"Unknown budget key {key!r}.", remedy=f"Use some of: {names}.")
             if key in pairs:
                 raise ConfigurationError(f"The budget names {key!r} twice.", remedy="Name it once.")
             pairs[key] = value
+        return cls._limited(pairs)
+
+    @classmethod
+    def _limited(cls, pairs: Mapping[str, Any]) -> Self:
+        names = ", ".join(cls.model_fields)
+        for key in pairs:
+            if key not in cls.model_fields:
+                raise ConfigurationError(f"Unknown budget key {key!r}.", remedy=f"Use some of: {names}.")
         if not pairs:
             raise ConfigurationError("The budget is empty.", remedy=f"Use some of: {names}.")
         try:
