@@ -266,20 +266,11 @@ def test_one_that_does_not_fit_takes_nothing_from_the_others(at: int) -> None:
     assert tokens(answers) > 3 * 30, "what is left goes to those that fit"
 
 
-class Silent(sg.Verifier):
-    """Says nothing of one kind of task."""
-
-    kind: ClassVar[str] = "silent_in_tests"
-
-    async def __call__(
-        self, task: sg.Task, candidates: Sequence[sg.Candidate], run: sg.Run
-    ) -> list[sg.Verdict]:
-        score = None if task.question.startswith("easy") else 0.5
-        return [sg.Verdict(score) for _ in candidates]
-
-
 def test_an_abstention_is_no_word_on_other_tasks() -> None:
-    told = sg.Allocation(n=8, verifier=Silent(), max_tokens=22)
-    alone = run(sg.solve_all(["even 0?"], told, llm=ToyModel(language)))
-    beside = run(sg.solve_all(["even 0?", "easy 0?"], told, llm=ToyModel(language)))
-    assert len(beside[0].candidates) == len(alone[0].candidates)
+    alone, beside = ByScore(2, 8, 0.0), ByScore(2, 8, 0.0)
+    for spending in (alone, beside):
+        spending.score(0, 0.5)
+    beside.score(1, None)
+    assert beside.gain(0, 0) == alone.gain(0, 0)
+    beside.score(1, 0.0)  # which is a word on how likely any sample is right
+    assert beside.gain(0, 0) < alone.gain(0, 0)
