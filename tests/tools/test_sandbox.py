@@ -107,6 +107,9 @@ ESCAPES = {
     "make a symbolic link": "import os\nos.symlink('/', '{file}.link')",
     "make a directory": "import os\nos.mkdir('{file}.dir')",
     "list a directory": "import os\nos.listdir('/')",
+    "list what is installed": "import os, sysconfig\nos.listdir(sysconfig.get_path('purelib'))",
+    "list the folder around it": "import os\nos.listdir(os.path.dirname(os.__file__))",
+    "import what is installed": "import sys, sysconfig\nsys.path.append(sysconfig.get_path('purelib'))\nimport pip",
     "a file by pathlib": "from pathlib import Path\nPath('{file}').read_text()",
     "the environment of the parent": "open('/proc/{parent}/environ').read()",
     "the memory of the parent": "open('/proc/{parent}/mem', 'rb')",
@@ -153,14 +156,15 @@ ESCAPES = {
 OTHERWISE = {
     "a request", "a shell", "a trace of the parent", "a namespace", "a mount", "a raw system call", "more memory",
     "a stream to an address", "clone3", "to outlive the parent", "calls of another architecture",
-    "a library of its own", "threads", "the secret",
+    "a library of its own", "import what is installed", "threads", "the secret",
 }  # fmt: skip
 
 # Attempts that do no harm, and succeed where nothing confines them.
 HARMLESS = [
     "read a file", "read a file by os", "write a file", "make a file", "delete a file", "rename a file",
     "change a mode", "change times", "link a file", "make a symbolic link", "make a directory",
-    "list a directory", "a file by pathlib", "the environment of the parent", "its own descriptors", "a socket",
+    "list a directory", "list what is installed", "list the folder around it", "import what is installed",
+    "a file by pathlib", "the environment of the parent", "its own descriptors", "a socket",
     "a local socket", "a shell", "a program", "a program by exec", "a spawned program", "a fork",
     "multiprocessing", "shared memory", "a raw system call", "a datagram to an address", "memory of no limit",
     "signals by a pipe's owner", "threads", "the secret",
@@ -369,14 +373,14 @@ def test_no_more_programs_at_a_time_than_permits(make: Callable[..., Sandbox]) -
 ORPHAN = """
 import asyncio, sys
 from stratagem.tools.sandbox import MontySandbox, ProcessSandbox
-sandbox = MontySandbox(timeout=2.0) if sys.argv[1] == "monty" else ProcessSandbox(timeout=100.0)
+sandbox = MontySandbox(timeout=100.0) if sys.argv[1] == "monty" else ProcessSandbox(timeout=100.0)
 asyncio.run(sandbox.run("while True: pass"))
 """
 
 
 @pytest.mark.parametrize("kind", list(BOTH))
 def test_no_orphan_after_the_parent_was_killed(kind: str) -> None:
-    """Monty's worker ends with its own limit, the confined process with its parent."""
+    """A busy program ends with its parent, not with its own limit of time."""
     with subprocess.Popen([sys.executable, "-c", ORPHAN, kind], start_new_session=True) as parent:
         assert until(lambda: bool(children(parent.pid)))
         signal.sigtimedwait([], 0.5)  # the program runs

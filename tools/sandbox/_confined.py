@@ -3,13 +3,14 @@
     python -I -S -B _confined.py < {"program", "inputs", "memory", "cpu", "result", "threads", "parent"}
 
 What the program prints goes to fd 1; the one line about how it ended goes to fd 2. In order: the kernel kills this
-process when its parent dies; limits of the process; no capabilities; Landlock, which leaves the Python
-installation and the libraries that it links to be read, and nothing else of the file system; a seccomp filter,
-which lets only the system calls pass that computing needs.
+process when its parent dies; limits of the process; no capabilities; Landlock, which leaves the standard library
+and the system libraries that it links to be read, and nothing else of the file system, so no installed package; a
+seccomp filter, which lets only the system calls pass that computing needs.
 """
 
 import ast
 import ctypes
+import importlib.util
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
+PACKAGES = ("site-packages", "dist-packages")  # what is installed, in the folder of the standard library
 # How many rights to files each version of Landlock knows; later ones know 16.
 FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -94,12 +96,17 @@ def drop_capabilities() -> None:
 def readable() -> set[str]:
     """The standard library, time zones, and the folder of libc, where extension modules find what they link."""
     with open("/proc/self/maps") as maps:
-        libc = {
+        found = {
             os.path.dirname(line.split(maxsplit=5)[-1])
             for line in maps
             if "/libc.so." in line or "/libc-" in line
         }
-    return {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), "/usr/share/zoneinfo"} | libc
+    found.add("/usr/share/zoneinfo")
+    # A rule holds for all that is in a folder, so the library's own folder has none: its parts have.
+    for library in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}:
+        with os.scandir(library) as parts:
+            found |= {each.path for each in parts if each.name not in PACKAGES and not each.is_symlink()}
+    return found
 
 
 def confine_files() -> None:
@@ -107,11 +114,14 @@ def confine_files() -> None:
     every = (1 << FS_RIGHTS.get(version, 16)) - 1
     ruleset = struct.pack("Q", every)
     handle = need(LIBC.syscall(LANDLOCK_CREATE, ruleset, len(ruleset), 0), "landlock_create_ruleset")
-    for path in filter(os.path.isdir, readable()):
+    for path in filter(os.path.exists, readable()):
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        rule = struct.pack("=Qi", READ_FILE | READ_DIR, opened)
+        rights = READ_FILE | READ_DIR if os.path.isdir(path) else READ_FILE
+        rule = struct.pack("=Qi", rights, opened)
         need(LIBC.syscall(LANDLOCK_ADD, handle, 1, rule, 0), "landlock_add_rule")
         os.close(opened)
+    # Has the import system list the library's folder, which it remembers, while that can be listed.
+    importlib.util.find_spec("no_such_module")
     need(LIBC.syscall(LANDLOCK_RESTRICT, handle, 0), "landlock_restrict_self")
     os.close(handle)
 

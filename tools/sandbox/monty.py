@@ -2,17 +2,22 @@
 
 Source: https://github.com/pydantic/monty. A program runs in a worker process of its own, started for it (some
 milliseconds) and gone after it. The interpreter knows no sockets, processes, C extensions or introspection of the
-host; files it asks the host for, which gives none. A worker whose parent was killed ends with its own limit of
-time.
+host; files it asks the host for, which gives none. On Linux with util-linux's ``setpriv`` the kernel kills a worker
+whose parent was killed; elsewhere it ends with its own limit of time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from stratagem.core.errors import ConfigurationError
@@ -93,7 +98,8 @@ class MontySandbox:
                     deadline.reschedule(loop.time())
 
             try:
-                pool = AsyncMonty(max_processes=1, max_checkouts_per_worker=1)
+                worker = _worker(os.getpid())
+                pool = AsyncMonty(max_processes=1, max_checkouts_per_worker=1, binary_path=worker)
                 with suppress(TimeoutError):
                     async with deadline, pool, pool.checkout(limits=limits) as session:
                         value = await session.feed_run(program, inputs=given, print_callback=note)
@@ -141,3 +147,18 @@ class MontySandbox:
         except (TypeError, ValueError, RecursionError) as error:
             return None, f"Its value is no JSON: {error}."
         return json.loads("".join(parts)), ""
+
+
+@cache
+def _worker(parent: int) -> str | None:
+    """A program that runs Monty's worker in such a way that the kernel kills it when ``parent``, which is this
+    process, dies; ``None``, which is Monty's own, where there is no way to."""
+    setpriv = shutil.which("setpriv")
+    if sys.platform != "linux" or setpriv is None:
+        return None
+    from pydantic_monty._binary import find_monty_binary
+
+    command = shlex.join([setpriv, "--pdeathsig", "KILL", "--", find_monty_binary()])
+    script = os.memfd_create("monty")  # in memory: nothing is left of it, however this process ends
+    os.write(script, f'#!/bin/sh\nexec {command} "$@"\n'.encode())
+    return f"/proc/{parent}/fd/{script}"

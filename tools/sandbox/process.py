@@ -1,13 +1,14 @@
 """The second sandbox: all of CPython, in a process that the kernel confines (see ``_confined.py`` for how).
 
 Guaranteed, on Linux with Landlock (5.13 and later) and seccomp, without root: no file can be opened but those of
-the Python installation and the system's libraries, to be read; no file changed, made or removed; no socket; no
-other process or program started, signalled or traced; no environment; memory, time and output bounded; nothing is
-left after the end, after a cancellation, or after the death of the parent. Only the system calls that computing
-needs reach the kernel. Not hidden: whether a path exists, its size and times; the clock; the machine's name and
-load. Not bounded: with ``threads=True``, how many threads there are, and the kernel's memory for them. A hole in
-the kernel behind a call that is let through is a hole here: where that is not enough, put the whole service into a
-virtual machine, or use :class:`~stratagem.tools.sandbox.monty.MontySandbox`, which makes no system calls for it.
+the standard library and the system's libraries, to be read (and none of an installed package); no file changed,
+made or removed; no socket; no other process or program started, signalled or traced; no environment; memory, time
+and output bounded; nothing is left after the end, after a cancellation, or after the death of the parent. Only the
+system calls that computing needs reach the kernel. Not hidden: whether a path exists, its size and times; the
+clock; the machine's name and load. Not bounded: with ``threads=True``, how many threads there are, and the kernel's
+memory for them. A hole in the kernel behind a call that is let through is a hole here: where that is not enough,
+put the whole service into a virtual machine, or use :class:`~stratagem.tools.sandbox.monty.MontySandbox`, which
+makes no system calls for it.
 """
 
 from __future__ import annotations
