@@ -19,7 +19,7 @@ from stratagem.core.calling import Called, Toolbox, shortened
 from stratagem.core.component import parameter
 from stratagem.core.concurrency import task_group
 from stratagem.core.errors import BudgetExhausted, ConfigurationError, ContextLengthError
-from stratagem.core.native import as_call
+from stratagem.core.native import CUT, as_call, read_call
 from stratagem.core.prompts import NATIVE
 from stratagem.core.protocols import Strategy
 from stratagem.core.run import Run
@@ -53,10 +53,10 @@ class Lines:
         *whole, self._rest = (self._rest + text).split("\n")
         return whole
 
-    def end(self, *, cut: bool) -> list[str]:
-        """The last line, unless the text was cut within it."""
+    def end(self) -> str:
+        """The last line."""
         last, self._rest = self._rest, ""
-        return [last] if last and not cut else []
+        return last
 
     def put(self, line: str) -> None:
         """Hand a line on."""
@@ -117,6 +117,11 @@ class Agent(Strategy):
         """Most calls of a turn."""
         return 1
 
+    @property
+    def wording(self) -> str:
+        """What stands before the list of tools."""
+        return self.system
+
     def told(self, calls: Sequence[Called], limit: int) -> str:
         """What the model reads after a turn, at most ``limit`` characters of each result."""
         return "\n".join(
@@ -136,16 +141,26 @@ class Agent(Strategy):
             left = max(0, left - sum(len(call.told(limit)) for call in each.calls))
             limits.append(limit)
         native = self.format == "native"
-        messages = [*task.ask(system=NATIVE if native else f"{self.system}\n{tools.describe()}")]
+        messages = [*task.ask(system=NATIVE if native else f"{self.wording}\n{tools.describe()}")]
         for each, limit in zip(rounds, reversed(limits), strict=True):
             messages.append(Message("assistant", each.said))
             if native:
-                messages += [Message("tool", call.told(limit)) for call in each.calls]
+                messages += self._results(each, limit)
             else:
                 messages.append(Message("user", self.told(each.calls, limit)))
         if note:
             messages[-1] = replace(messages[-1], content=f"{messages[-1].content}\n{note}")
         return tuple(messages)
+
+    def _results(self, turn: Round, limit: int) -> list[Message]:
+        """What native calls gave; of what is no such call, and so has no place for a result, the user tells."""
+        lines = [line for line in turn.said.split("\n") if self.called(line) is not None]
+        told = [
+            (read_call(line) is not None, call.told(limit))
+            for line, call in zip(lines, turn.calls, strict=False)
+        ]
+        results = [Message("tool", text) for native, text in told if native]
+        return [*results, *(Message("user", text) for native, text in told if not native)]
 
     async def turn(self, task: Task, run: Run, rounds: Sequence[Round], note: str = "") -> Round:
         """One turn: calls start while the model still writes the rest."""
@@ -239,7 +254,10 @@ class Agent(Strategy):
                 said += chunk.text
                 whole = lines.add(chunk.text)
                 if chunk.completion is not None:
-                    whole += lines.end(cut=chunk.completion.finish == "length")
+                    last = lines.end()
+                    if chunk.completion.finish == "length" and self.called(last) is not None:
+                        said, last = said + CUT, last + CUT  # told as such, for half a call may look whole
+                    whole.append(last)
                 self._hand_on(whole, lines)
                 if lines.count >= self.calls_at_once:
                     break

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from stratagem.core.calling import Toolbox
 from stratagem.core.component import parameter
-from stratagem.core.prompts import DIVIDE
+from stratagem.core.prompts import DIVIDE, FALLBACKS
 from stratagem.strategies._agent import Agent
 
 
@@ -31,13 +31,22 @@ class DivideThenAggregate(Agent):
         search=(1, 8),
     )
     calls: int = parameter(16, "Most calls of a round.", ge=1)
+    fallbacks: bool = parameter(
+        False,
+        "A call may name what is done if it fails, and the model is told so: other arguments, a value, skip, ask.",
+    )
 
     @property
     def calls_at_once(self) -> int:
         """Most calls of a turn."""
         return self.calls
 
+    @property
+    def wording(self) -> str:
+        """What stands before the list of tools."""
+        return f"{self.system} {FALLBACKS}" if self.fallbacks else self.system
+
     def pattern(self, tools: Toolbox) -> str:
         """Calls, one a line."""
-        call = tools.pattern()
+        call = tools.pattern(fallbacks=self.fallbacks)
         return f"{call}(?:\\n{call}){{0,{self.calls - 1}}}"

@@ -79,7 +79,7 @@ class Call(BaseModel):
 
     @field_validator("arguments")
     @classmethod
-    def _with_references(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _withreferences(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
             return {key: _typed(part) for key, part in value.items()}
         except RecursionError:
@@ -87,8 +87,8 @@ class Call(BaseModel):
 
     @field_validator("alternatives")
     @classmethod
-    def _each_with_references(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [cls._with_references(each) for each in value]
+    def _each_withreferences(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [cls._withreferences(each) for each in value]
 
     @classmethod
     def parse(cls, data: Any) -> Call | Problem:
@@ -104,14 +104,12 @@ class Call(BaseModel):
     def references(self) -> tuple[Reference, ...]:
         """All that stand in the arguments, in order."""
         sets = (self._open, *self.alternatives)
-        return tuple(
-            reference for each in sets for value in each.values() for reference in _references(value)
-        )
+        return tuple(reference for each in sets for value in each.values() for reference in references(value))
 
     @cached_property
     def _open(self) -> dict[str, Any]:
         """The arguments that hold a reference."""
-        return {key: value for key, value in self.arguments.items() if any(True for _ in _references(value))}
+        return {key: value for key, value in self.arguments.items() if any(True for _ in references(value))}
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
@@ -156,12 +154,13 @@ def _typed(value: Any) -> Any:
     return [_typed(part) for part in value] if isinstance(value, list) else value
 
 
-def _references(value: Any) -> Iterator[Reference]:
+def references(value: Any) -> Iterator[Reference]:
+    """All that stand in an argument, in order."""
     if isinstance(value, Reference):
         yield value
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _references(part)
+            yield from references(part)
 
 
 def _filled(value: Any, results: Mapping[str, Any]) -> Any:

@@ -1,9 +1,15 @@
 """The plan notation: one call a line, ``name = tool(argument, key=argument)``.
 
 An argument is JSON, or the name of another call for its result, or a part of that: ``a``, ``a.items[0].price``.
-Positional arguments stand in the order of the signature. It takes a third of the tokens of the same plan in JSON,
-a line is whole as soon as it ends, and a regular expression made of the tools' schemas (:func:`pattern`) admits
-well-formed plans only.
+Positional arguments stand in the order of the signature. Behind a call may stand what is done after a failure:
+
+    a = price("tea", day="now") else price("tea") else 0
+
+``else`` and the same tool with other arguments, which are tried; and at the end ``else`` and a value to go on with,
+or ``skip`` (what takes the result), ``stop`` (the whole plan), or ``ask`` (the model for another call).
+
+It takes a third of the tokens of the same plan in JSON, a line is whole as soon as it ends, and a regular
+expression made of the tools' schemas (:func:`stratagem.tools.patterns.pattern`) admits well-formed plans only.
 """
 
 from __future__ import annotations
@@ -13,7 +19,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from stratagem.tools.dag import Call, Problem, Reference
+from stratagem.core.native import CUT
+from stratagem.tools.dag import Call, Problem, Reference, references
 from stratagem.tools.tool import MASK, Tool
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
@@ -21,22 +28,20 @@ _INDEX: Final = re.compile(r"\[(\d{1,9})\]")
 _WORDS: Final[Mapping[str, Any]] = {
     "true": True, "false": False, "null": None, "True": True, "False": False, "None": None,
 }  # fmt: skip
-_DECODER: Final = json.JSONDecoder()
+_AFTER: Final[Mapping[str, str]] = {"skip": "skip", "stop": "fail", "ask": "ask"}  # a failure
+_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"?')
 _DEPTH: Final = 50  # of nested arguments
-
-STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*"'
-REFERENCE: Final = r"[a-z][a-z0-9_]{0,15}(?:\.[A-Za-z_][A-Za-z0-9_]{0,31}|\[[0-9]{1,4}\]){0,4}"
-_SCALARS: Final[Mapping[str, str]] = {
-    "string": STRING,
-    "integer": r"-?(?:0|[1-9][0-9]{0,14})",
-    "number": r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,12})?",
-    "boolean": "(?:true|false)",
-    "null": "null",
-}
 
 
 class _Unreadable(Exception):
     """What is wrong with a line, and where."""
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)  # NaN and infinities are no JSON
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
 class _Reader:
@@ -64,12 +69,17 @@ class _Reader:
             raise self.fail(f"{sign!r}")
 
     def name(self, what: str) -> str:
+        word = self.word()
+        if not word:
+            raise self.fail(what)
+        self.at += len(word)
+        return word
+
+    def word(self) -> str:
+        """The name that comes next, if one does; it stays where it is."""
         self.space()
         match = _NAME.match(self.text, self.at)
-        if match is None:
-            raise self.fail(what)
-        self.at = match.end()
-        return match[0]
+        return "" if match is None else match[0]
 
     def value(self, depth: int = 0) -> Any:
         if depth > _DEPTH:
@@ -78,9 +88,8 @@ class _Reader:
             return [each for _, each in self.listed("]", depth, keyed=False)]
         if self.take("{"):
             return dict(self.listed("}", depth, keyed=True))
-        self.space()
-        if _NAME.match(self.text, self.at):
-            word = self.name("an argument")
+        if word := self.word():
+            self.at += len(word)
             return _WORDS[word] if word in _WORDS else self.reference(word)
         try:
             value, self.at = _DECODER.raw_decode(self.text, self.at)
@@ -88,7 +97,7 @@ class _Reader:
             raise self.fail("JSON or the name of a call") from None
         return value
 
-    def reference(self, call: str) -> dict[str, Any]:
+    def reference(self, call: str) -> Reference:
         path: list[str | int] = []
         while self.at < len(self.text):
             if index := _INDEX.match(self.text, self.at):
@@ -105,7 +114,7 @@ class _Reader:
                 path.append(self.name("a field"))
             else:
                 break
-        return {"$ref": call, "path": path}
+        return Reference.model_validate({"$ref": call, "path": path})
 
     def listed(self, end: str, depth: int, *, keyed: bool) -> Iterable[tuple[str, Any]]:
         while not self.take(end):
@@ -124,19 +133,26 @@ class _Reader:
         """Each with its key; positional ones have none."""
         self.need("(")
         while not self.take(")"):
-            self.space()
-            start, key = self.at, ""
-            if match := _NAME.match(self.text, self.at):
-                self.at = match.end()
-                if self.take("=") and not self.text.startswith("=", self.at):
-                    key = match[0]
-                else:
-                    self.at = start
+            key = self.word()
+            start = self.at
+            self.at += len(key)
+            if not (key and self.take("=") and not self.text.startswith("=", self.at)):
+                self.at, key = start, ""
             yield key, self.value()
             if not self.take(","):
                 self.need(")")
                 break
-        self.space()
+
+    def fallbacks(self) -> Iterable[tuple[str, Any]]:
+        """What stands behind a call: each with the tool that it calls, or with the word that it is."""
+        while (word := self.word()) == "else":
+            self.at += len(word)
+            word = self.word()
+            if not word or word in _WORDS:
+                yield "", self.value()
+                continue
+            self.at += len(word)
+            yield word, None if word in _AFTER else list(self.arguments())
         if self.at < len(self.text):
             raise self.fail("the end of the line")
 
@@ -146,42 +162,95 @@ def parse(line: str, tools: Mapping[str, Tool], *, name: str | None = None) -> C
 
     What is wrong with it is a problem of the kind ``malformed`` or ``bad_arguments``.
     """
-    reader = _Reader(line.strip())
+    line = line.strip()
+    reader = _Reader(line)
     call = name
     try:
         if call is None:
             call = reader.name("the name of a call")
             reader.need("=")
+        if line.endswith(CUT):
+            raise _Unreadable("the turn ended within it, for it was too long")
         tool = reader.name("the name of a tool")
         written = list(reader.arguments())
+        arguments = _by_name(tool, written, tools)
+        after = _after(tool, reader.fallbacks(), tools)
     except _Unreadable as error:
-        return Problem("malformed", call, f"{line.strip()[:200]!r}: {error}.")
+        return Problem("malformed", call, f"{shown(line, tools)[:200]!r}: {shown(str(error), tools)}.")
+    except _Unfit as error:
+        return Problem("bad_arguments", call, f"{error}.")
+    # Not validated: data of the form {"$ref": ...} is data here.
+    return Call.model_construct(id=call, tool=tool, arguments=arguments, **after)
+
+
+class _Unfit(Exception):
+    """What is wrong with the arguments of a call."""
+
+
+def _by_name(tool: str, written: Sequence[tuple[str, Any]], tools: Mapping[str, Tool]) -> dict[str, Any]:
     order = list(tools[tool].parameters["properties"]) if tool in tools else []
     arguments: dict[str, Any] = {}
     for position, (key, value) in enumerate(written):
         if not key and tool in tools and position >= len(order):
-            return Problem("bad_arguments", call, f"{tool} takes {len(order)} arguments, not {len(written)}.")
+            raise _Unfit(f"{tool} takes {len(order)} arguments, not {len(written)}")
         key = key or (order[position] if position < len(order) else str(position))
         if key in arguments:
-            return Problem("bad_arguments", call, f"{tool} is given {key!r} twice.")
+            raise _Unfit(f"{tool} is given {key!r} twice")
         arguments[key] = value
-    return Call.parse({"id": call, "tool": tool, "arguments": arguments})
+    return arguments
+
+
+def _after(tool: str, fallbacks: Iterable[tuple[str, Any]], tools: Mapping[str, Tool]) -> dict[str, Any]:
+    """What a call does after a failure, as fields of :class:`Call`."""
+    fields: dict[str, Any] = {}
+    others: list[dict[str, Any]] = []
+    for word, value in fallbacks:
+        if "on_failure" in fields:
+            raise _Unreadable("nothing can stand behind the last else")
+        if word in _AFTER:
+            fields["on_failure"] = _AFTER[word]
+        elif not word:
+            if any(True for _ in references(value)):
+                raise _Unreadable("a value behind else takes no result")
+            fields |= {"on_failure": "default", "default": value}
+        elif word != tool:
+            raise _Unreadable(f"behind else stands {tool} with other arguments, a value, skip, stop or ask")
+        else:
+            others.append(_by_name(tool, value, tools))
+    return fields | ({"alternatives": others} if others else {})
 
 
 def write(call: Call, tools: Mapping[str, Tool]) -> str:
-    """The right side of a call's line: :func:`parse` with its id gives the call back, secrets aside."""
+    """The right side of a call's line, without what is done after a failure: :func:`parse` with its id gives the
+    call back, secrets aside."""
     order = list(tools[call.tool].parameters["properties"]) if call.tool in tools else []
     listed = sorted(
         call.arguments.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
     )
     parts: list[str] = []
-    hidden = tools[call.tool].hidden if call.tool in tools else frozenset()
     for position, (key, value) in enumerate(listed):
-        if key in hidden:
+        if _is_secret(call.tool, key, tools):
             value = MASK
         positional = position < len(order) and order[position] == key
         parts.append(_written(value) if positional else f"{key}={_written(value)}")
     return f"{call.tool}({', '.join(parts)})"
+
+
+def _is_secret(tool: str, key: str, tools: Mapping[str, Tool]) -> bool:
+    """Whether an argument may be one: also under a wrong name, of the argument or of the tool."""
+    if tool not in tools:
+        return any(each.hidden for each in tools.values())
+    hidden = tools[tool].hidden
+    return key in hidden or (bool(hidden) and key not in tools[tool].parameters["properties"])
+
+
+def shown(line: str, tools: Mapping[str, Tool]) -> str:
+    """A line that is no call, without secrets: where a tool takes some, any text of the line may be one."""
+    for each in tools.values():
+        line = each.masked(line)
+    if not any(each.hidden for each in tools.values()):
+        return line
+    return _QUOTED.sub(lambda match: json.dumps(MASK) if len(match[0]) > 2 else match[0], line)
 
 
 def _written(value: Any) -> str:
@@ -229,67 +298,3 @@ def _type(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int = 0) 
         fields = (f"{key}: {_type(each, shared, depth + 1)}" for key, each in schema["properties"].items())
         return f"{{{', '.join(fields)}}}"
     return kind if isinstance(kind, str) else " | ".join(kind)
-
-
-def pattern(tools: Iterable[Tool], *, named: bool = True) -> str:
-    """A regular expression for one call of one of the tools; ``named``: with ``name = `` before it.
-
-    Required arguments stand in order, then those with defaults by key, in order. Any argument may be a reference.
-    Whether a reference leads to a call no regular expression can say; :class:`~stratagem.tools.dag.Plan` does.
-    """
-    calls = "|".join(map(_call, tools))
-    return f"{'[a-z][a-z0-9_]{0,15} = ' if named else ''}(?:{calls})"
-
-
-def _call(tool: Tool) -> str:
-    required: list[str] = []
-    optional: list[str] = []
-    shared = tool.parameters.get("$defs", {})
-    for key, schema in tool.parameters["properties"].items():
-        value = f"(?:{REFERENCE}|{_value(schema, shared, 0)})"
-        if key not in tool.parameters["required"]:
-            optional.append(f"{re.escape(key)}={value}")
-        else:
-            required.append(value if not optional else f"{re.escape(key)}={value}")
-    parts = ", ".join(required)
-    if not optional:
-        return rf"{re.escape(tool.name)}\({parts}\)"
-    if required:
-        return rf"{re.escape(tool.name)}\({parts}{''.join(f'(?:, {each})?' for each in optional)}\)"
-    # Without one that is always there, the comma belongs to all but the first that is given.
-    tails = (
-        each + "".join(f"(?:, {later})?" for later in optional[i + 1 :]) for i, each in enumerate(optional)
-    )
-    return rf"{re.escape(tool.name)}\((?:{'|'.join(tails)})?\)"
-
-
-def _value(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int) -> str:
-    schema = _resolved(schema, shared)
-    if "const" in schema or "enum" in schema:
-        return "|".join(re.escape(json.dumps(each)) for each in schema.get("enum", [schema.get("const")]))
-    if "anyOf" in schema:
-        return "|".join(dict.fromkeys(_value(each, shared, depth) for each in schema["anyOf"]))
-    kinds: Sequence[str] = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    return "|".join(_of_kind(kind, schema, shared, depth) for kind in kinds or (*_SCALARS, "array", "object"))
-
-
-def _of_kind(kind: str, schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int) -> str:
-    if kind in _SCALARS:
-        return _SCALARS[kind]
-    if depth > 2:  # regular expressions end somewhere
-        return r"\[\]" if kind == "array" else r"\{\}"
-    if kind == "array":
-        item = f"(?:{REFERENCE}|{_value(schema.get('items', {}), shared, depth + 1)})"
-        return rf"\[(?:{item}(?:, {item}){{0,63}})?\]"
-    fields = schema.get("properties")
-    if fields:
-        needed = schema.get("required", list(fields))
-        parts = [
-            f"{re.escape(json.dumps(key))}: (?:{REFERENCE}|{_value(each, shared, depth + 1)})"
-            for key, each in fields.items()
-            if key in needed
-        ]
-        return rf"\{{{', '.join(parts)}\}}"
-    item = f"{STRING}: (?:{REFERENCE}|{_value({}, shared, depth + 1)})"
-    return rf"\{{(?:{item}(?:, {item}){{0,15}})?\}}"

@@ -15,7 +15,8 @@ from stratagem.tools.conduct import Approve, CallJournal, Conduct
 from stratagem.tools.dag import Call, Problem, duplicate
 from stratagem.tools.executor import Execution, Report, Skipped
 from stratagem.tools.fair import FairPermits
-from stratagem.tools.notation import parse, pattern, signature, write
+from stratagem.tools.notation import parse, shown, signature, write
+from stratagem.tools.patterns import pattern
 from stratagem.tools.tool import Failed, Tool, Value, tool, toolbox
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ class Toolbox:
         """The tools as the ``tools`` of OpenAI's interface list them."""
         return [each.schema for each in self.tools.values()]
 
-    def pattern(self, *, named: bool = True) -> str:
-        """A regular expression for a line of a plan; not ``named``: for its right side alone."""
-        return pattern(self.tools.values(), named=named)
+    def pattern(self, *, named: bool = True, fallbacks: bool = False) -> str:
+        """A regular expression for a line of a plan; not ``named``: for its right side alone; with ``fallbacks``:
+        with what is done after a failure."""
+        return pattern(self.tools.values(), named=named, fallbacks=fallbacks)
 
     async def call(
         self,
@@ -106,9 +108,9 @@ class Toolbox:
         return _called(written, texts, self.tools, execution.report)
 
     def _read(self, line: str, name: str | None) -> Call | Problem:
-        """The call that a line writes, which does after a failure what its tool says."""
+        """The call that a line writes, which does after a failure what it says itself, or else its tool."""
         call = parse(line, self.tools, name=name)
-        if isinstance(call, Problem) or call.tool not in self.tools:
+        if isinstance(call, Problem) or call.tool not in self.tools or "on_failure" in call.model_fields_set:
             return call
         return call.model_copy(update={"on_failure": self.tools[call.tool].on_failure})
 
@@ -155,9 +157,9 @@ def _called(
     seen: set[str] = set()
     for each, text in zip(written, texts, strict=True):
         if isinstance(each, Problem):
-            found.append(Called(each.call or "", text, error=each.message))
+            found.append(Called(each.call or "", shown(text, tools), error=each.message))
         elif each.id in seen:
-            found.append(Called(each.id, text, each.tool, error=duplicate(each.id).message))
+            found.append(Called(each.id, write(each, tools), each.tool, error=duplicate(each.id).message))
         else:
             seen.add(each.id)
             found.append(_one(each, tools, report))

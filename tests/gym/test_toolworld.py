@@ -17,7 +17,8 @@ from stratagem.core.prompts import DIVIDE, ONE_CALL, REACT
 from stratagem.testing.language import END, Distribution, Language
 from stratagem.testing.toy import ToyModel
 from stratagem.tools.dag import Call
-from stratagem.tools.notation import parse, pattern, signature
+from stratagem.tools.notation import parse, signature
+from stratagem.tools.patterns import pattern
 from stratagem.tools.toolbox import read_only
 
 WORLD = ToolWorld()

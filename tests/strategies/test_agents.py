@@ -365,3 +365,25 @@ def test_the_conversation_only_grows() -> None:
 
     solve(DivideThenAggregate(), says(reply))
     assert all(later[: len(talk)] == talk for talk, later in itertools.pairwise(seen))
+
+
+def test_a_line_that_was_cut_short_is_told() -> None:
+    """Half a call is not made, though it may look whole; the model reads why."""
+    plan = 'a = price("pen")\nb = price("lamps", 2) else 12'
+    read: list[str] = []
+
+    def letters(messages: Messages, tokens: tuple[str, ...]) -> Distribution:
+        text = plan
+        if any(m.role == "assistant" for m in messages):
+            read.append(messages[-1].content)
+            text = "The answer is 3."
+        return {text[len(tokens) : len(tokens) + 1] or END: 1.0}
+
+    for left_out in (1, 2, 8, 10, 20):  # within the value, the word, right behind the call, within it
+        read.clear()
+        world = World()
+        strategy = DivideThenAggregate(max_tokens=len(plan) - left_out)
+        answer, _ = solve(strategy, letters, world)
+        assert (answer.value, world.log) == ("3", ["+pen", "-pen"])
+        assert [call.ok for call in answer.calls] == [True, False]
+        assert "the turn ended within it, for it was too long" in read[-1]

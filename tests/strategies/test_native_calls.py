@@ -11,7 +11,7 @@ import pytest
 
 import stratagem as sg
 from stratagem.core.native import as_call, read_call
-from stratagem.testing.server import SimCompletion, SimRequest, SimSettings, SimulatedServer
+from stratagem.testing.server import SimCompletion, SimRequest, SimSettings, SimulatedServer, tokenize
 
 FLAVOURS = ("vllm", "openai")
 
@@ -137,6 +137,29 @@ def test_a_call_that_is_none_is_read_by_the_model() -> None:
     assert "no parameter 'off'" in answer.calls[1].error
 
 
+@pytest.mark.parametrize(("flavour", "why"), [("vllm", "wanted"), ("openai", "the turn ended within it")])
+def test_a_call_that_was_cut_short_is_told_and_is_no_answer(flavour: str, why: str) -> None:
+    """It has no place for a result, so the user tells; of vLLM only the half call itself does."""
+    half = '<tool_call>{"name": "size", "arguments": {"of": "pe'
+    plan = call("size", of="lamp") + "\n" + half
+    script = Script(plan + 'n"}}</tool_call>', "The answer is 4.")
+    strategy = sg.DivideThenAggregate(format="native", max_tokens=len(tokenize(plan)))
+    answer = solve(script, flavour, strategy)
+    assert (answer.value, [c.ok for c in answer.calls]) == ("4", [True, False])
+    *_, assistant, result, user = script.seen[1].messages
+    assert [c["function"]["name"] for c in assistant["tool_calls"]] == ["size"]
+    assert (result["role"], result["content"], user["role"]) == ("tool", "4", "user")
+    assert "failed" in user["content"]
+    assert "<tool_call>" in user["content"]
+    assert why in user["content"]
+
+
+def test_data_that_looks_like_a_reference_stays_data() -> None:
+    script = Script(call("note", text="x", tags=[{"$ref": "call1"}]), "The answer is 0.")
+    answer = solve(script)
+    assert "tags" in answer.calls[0].error  # a list of strings is wanted, and no call is waited for
+
+
 def test_where_there_are_none_it_says_so() -> None:
     with pytest.raises(sg.ConfigurationError, match="format='lines'"):
         sg.solve_sync("What?", sg.DivideThenAggregate(format="native"), tools=tools())
@@ -151,12 +174,12 @@ def test_where_there_are_none_it_says_so() -> None:
          'f(a="x = g()", b=[1, null])'),
         ('  <tool_call>{"name": "a-b.c", "arguments": {}}</tool_call> ', "a_b_c()"),
         ('<tool_call>{"name": "f"}</tool_call>', "f()"),
-        ("<tool_call>{</tool_call>", None),
-        ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', None),
-        ('<tool_call>[1]</tool_call>', None),
+        ("<tool_call>{</tool_call>", "<tool_call>{</tool_call>"),
+        ('<tool_call>{"name": 3}</tool_call>', '<tool_call>{"name": 3}</tool_call>'),
+        ('<tool_call>[1]</tool_call>', '<tool_call>[1]</tool_call>'),
         ("f(1)", None),
     ],
 )  # fmt: skip
 def test_lines_as_calls(line: str, read: str | None) -> None:
     assert as_call(line) == read
-    assert (read_call(line) is None) == (read is None)
+    assert (read_call(line) is None) == (read in (None, line))

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 import stratagem as sg
 from stratagem.tools.dag import Call, Problem, Reference
-from stratagem.tools.notation import parse, pattern, signature, write
+from stratagem.tools.notation import parse, signature, write
+from stratagem.tools.patterns import pattern
 
 
 class Place(BaseModel):
@@ -173,12 +174,121 @@ def test_the_pattern_admits_well_formed_calls_only(line: str, admitted: bool) ->
         assert not list(read(line).problems(TOOLS))
 
 
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ('a = find("x") else 0', {"on_failure": "default", "default": 0}),
+        ('a = find("x") else null', {"on_failure": "default", "default": None}),
+        ('a = find("x") else [{"k": -1.5}]', {"on_failure": "default", "default": [{"k": -1.5}]}),
+        ('a = find("x") else skip', {"on_failure": "skip"}),
+        ('a = find("x")  else stop ', {"on_failure": "fail"}),
+        ('a = find("x") else ask', {"on_failure": "ask"}),
+        ('a = find("x") else find(b.y, limit=1) else find("z") else "none"', {
+            "on_failure": "default", "default": "none",
+            "alternatives": [
+                {"query": Reference.model_validate({"$ref": "b", "path": ["y"]}), "limit": 1}, {"query": "z"},
+            ],
+        }),
+    ],
+)  # fmt: skip
+def test_what_is_done_after_a_failure(line: str, fields: dict[str, Any]) -> None:
+    call = read(line)
+    told = {key: getattr(call, key) for key in ("on_failure", "default", "alternatives")}
+    assert told == {"on_failure": "skip", "default": None, "alternatives": []} | fields
+    assert call.arguments == {"query": "x"}
+    assert call.needs == (("b",) if "alternatives" in fields else ())
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('a = find("x") else', "JSON or the name of a call wanted, but it ends"),
+        ('a = find("x") else 0 else 1', "nothing can stand behind the last else"),
+        ('a = find("x") else now()', "stands find with other arguments"),
+        ('a = find("x") else [b]', "takes no result"),
+        ('a = find("x") otherwise 0', "end of the line wanted"),
+        ('a = find("x") else find("y", 1, "age", 4)', "find takes 3 arguments, not 4"),
+        ('a = store(NaN)', None),
+        ('a = store(-Infinity)', "JSON or the name of a call wanted"),
+        ('a = find("x", limit=1 ...', "the turn ended within it"),
+        ('a = find("x") ...', "the turn ended within it"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_behind_a_call(line: str, words: str | None) -> None:
+    found = parse(line, TOOLS)
+    if words is None:  # a name like any other
+        assert isinstance(found, Call)
+        assert found.needs == ("NaN",)
+    else:
+        assert isinstance(found, Problem)
+        assert words in found.message
+
+
+def test_data_that_looks_like_a_reference_is_data() -> None:
+    call = read('a = store([{"$ref": "b"}, b])')
+    assert call.arguments == {"data": [{"$ref": "b"}, Reference.model_validate({"$ref": "b"})]}
+    assert call.needs == ("b",)
+    assert call.filled({"b": 5}) == {"data": [{"$ref": "b"}, 5]}
+    assert read(f"a = {write(call, TOOLS)}") == call
+
+
+class Tree(BaseModel):
+    """A tree."""
+
+    name: str
+    weight: float = 1.0
+    left: Tree | None = None
+    right: Tree | None = None
+
+
+@sg.tool
+async def plant(tree: Tree, rows: list[list[list[list[int]]]], a: Any, b: Any, c: Any, d: Any) -> bool:
+    """Plant it."""
+    return bool(tree and rows and a and b and c and d)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'a = find("x", limit=-1234567890123456789)',
+        "a = store(1.5e-7)",
+        'a = plant({"name": "x"}, [[[[1], []]]], 1, b, null, [])',
+        'a = plant({"name": "x", "left": {"name": "y", "weight": 2.5, "right": {"name": c.n}}}, b, [1], {}, 1, "")',
+    ],
+)
+def test_what_a_schema_allows_the_pattern_does(line: str) -> None:
+    """Fields that may be left out, exponents, long integers, lists of lists, and a type that is in itself."""
+    tools = {**TOOLS, "plant": plant}
+    admitted = pattern(tools.values())
+    assert len(admitted) < 60_000
+    assert re.fullmatch(admitted, line)
+    call = parse(line, tools)
+    assert isinstance(call, Call)
+    assert not list(call.problems(tools))
+
+
+@pytest.mark.parametrize(
+    ("line", "admitted"),
+    [
+        ('a = find("x") else find("y", limit=2) else []', False),
+        ('a = find("x") else find("y", limit=2) else "none"', True),
+        ('a = find("x") else 0', True),
+        ("a = now() else ask", True),
+        ('a = now() else find("x")', False),
+        ('a = find("x") else', False),
+    ],
+)
+def test_the_pattern_with_fallbacks(line: str, admitted: bool) -> None:
+    assert bool(re.fullmatch(pattern(TOOLS.values(), fallbacks=True), line)) is admitted
+    assert not PATTERN.fullmatch(line)
+
+
 def test_the_engine_decodes_nothing_but_calls() -> None:
     """At the highest temperature, from a model that was never asked for such tools: each line is read."""
 
     async def main() -> None:
         llm = sg.connect()
-        one = pattern(TOOLS.values())
+        one = pattern(TOOLS.values(), fallbacks=True)
         request = sg.Request(
             (sg.Message("user", "Plan."),), n=8, max_tokens=160, temperature=1.5, seed=1,
             constraint=sg.Constraint("regex", f"{one}(?:\\n{one}){{0,2}}"),

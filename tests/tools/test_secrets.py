@@ -152,3 +152,31 @@ def test_a_tool_without_its_key_is_an_error_where_it_is_defined(monkeypatch: pyt
         async def look() -> int:
             """Look."""
             return 1
+
+
+def test_lines_that_are_no_calls_show_no_secrets() -> None:
+    """Half a call, one with a wrong name of an argument, too many of them, an unknown tool, and a name twice."""
+
+    @sg.tool
+    async def enter(password: SecretStr, times: int) -> int:
+        """Enter."""
+        return len(password.get_secret_value()) * times
+
+    plan = (
+        'a = enter("hunter2", \nb = enter(passwort="hunter2")\nc = enter("hunter2", 1, "hunter2")\n'
+        'd = entre("hunter2")\ne = enter("hunter2", 2)\ne = enter("hunter2", 3)\nf = enter("hunter2'
+    )
+
+    def says(messages: tuple[sg.Message, ...], tokens: tuple[str, ...]) -> Mapping[str, float]:
+        return {END: 1.0} if tokens else {plan if len(messages) == 2 else "The answer is 14.": 1.0}
+
+    trace = sg.Trace()
+    answer = sg.solve_sync("What?", sg.DivideThenAggregate(), llm=ToyModel(says), tools=[enter], trace=trace)
+    assert [call.ok for call in answer.calls] == [False, False, False, False, True, False, False]
+    assert answer.calls[4].result == 14
+    told = "".join(f"{call.call} {call.error}" for call in answer.calls)
+    assert "hunter2" not in told
+    assert "***" in told
+    assert "hunter2" not in "".join(
+        record.json() for record in trace.records if record.event.type.startswith("tool")
+    )

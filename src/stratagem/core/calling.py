@@ -85,8 +85,9 @@ class Toolbox(Protocol):
         """The tools as the ``tools`` of OpenAI's interface list them."""
         ...
 
-    def pattern(self, *, named: bool = True) -> str:
-        """A regular expression for a line of a plan; not ``named``: for its right side alone."""
+    def pattern(self, *, named: bool = True, fallbacks: bool = False) -> str:
+        """A regular expression for a line of a plan; not ``named``: for its right side alone; with ``fallbacks``:
+        with what is done after a failure."""
         ...
 
     async def call(

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 OPEN: Final = "<tool_call>"
 CLOSE: Final = "</tool_call>"
+CUT: Final = " ..."
+"""Ends a line of calls, native or not, within which a turn was cut short."""
 _LINE: Final = re.compile(rf"\s*{OPEN}(.*){CLOSE}\s*", re.DOTALL)
 
 
@@ -40,13 +42,14 @@ def read_call(line: str) -> tuple[str, Mapping[str, Any]] | None:
 
 
 def as_call(line: str) -> str | None:
-    """The call that a line is, as ``tool(key=value)`` in the plan notation; ``None`` for any other line.
+    """The call that a line is, as ``tool(key=value)`` in the plan notation; the line itself where it began as a
+    call and is none; ``None`` for any other line.
 
     Texts stay texts: a native call takes no other call's result.
     """
     found = read_call(line)
     if found is None:
-        return None
+        return line.strip() if line.lstrip().startswith(OPEN) else None
     name, arguments = found
     parts = (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
     return f"{re.sub(r'[^A-Za-z0-9_]', '_', name)}({', '.join(parts)})"

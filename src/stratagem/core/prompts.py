@@ -7,6 +7,9 @@ RESTART_QUESTION = "Would you do better if you started over? Answer yes or no."
 DIVIDE = """\
 Find the answer with tools. Write all calls that you can make now, one a line: name = tool(arguments). \
 A call may take what others give, by their names. When you know the answer, write: The answer is ..."""
+FALLBACKS = """\
+Behind a call may stand what is done if it fails: name = tool(arguments) else tool(other arguments) else 0. \
+A value is taken as the result; skip leaves out what needs it, stop ends the plan, ask lets you write another."""
 ONE_CALL = """\
 Find the answer with tools. Write one call at a time: name = tool(arguments). \
 A call may take what others gave, by their names. When you know the answer, write: The answer is ..."""

@@ -186,7 +186,7 @@ class Writer:
         if self.endpoint == "chat":
             out["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
             if self.body.calls and (calls := tool_calls(choice.text)):
-                out["finish_reason"] = "tool_calls"
+                out["finish_reason"] = self._finish(choice)
                 out["message"] |= {
                     "content": choice.text.partition("<tool_call>")[0].strip() or None,
                     "tool_calls": [
@@ -280,7 +280,7 @@ class Writer:
             out["delta"] = {"content": text}
             if self.body.calls and "<tool_call>" in choice.text:
                 out["delta"] = self._called(choice, choice.visible(before), choice.visible(decoded))
-                out["finish_reason"] = "tool_calls" if finished else None
+                out["finish_reason"] = self._finish(choice) if finished else None
             out["logprobs"] = self._chat_logprobs(tokens)
         else:
             request = self.requests[choice.index // self.body.n]
@@ -292,6 +292,10 @@ class Writer:
             offset = choice.ends[before] + (len(choice.prefix) if before else 0)
             out["logprobs"] = self._completion_logprobs([*echoed, *tokens], request, offset)
         return self._chunk(out, choice, decoded)
+
+    def _finish(self, choice: Choice) -> str:
+        """How a choice with calls ended; vLLM does not tell that it was cut short."""
+        return choice.finish if choice.finish == "length" and self.flavour == "openai" else "tool_calls"
 
     def _called(self, choice: Choice, start: int, stop: int) -> dict[str, Any]:
         """What of a text with calls of tools stands between two places: a call where it ends, in two pieces."""

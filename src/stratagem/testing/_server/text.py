@@ -69,12 +69,18 @@ def _called(message: Mapping[str, Any]) -> str:
     )
 
 
+_HALF = re.compile(r'<tool_call>\{"name": "([^"]*)", "arguments": ((?:(?!</tool_call>).)*)$', re.DOTALL)
+
+
 def tool_calls(text: str) -> list[tuple[int, str, str]]:
-    """The calls of tools in what a model wrote: where each ends, its name, its arguments as JSON."""
+    """The calls of tools in what a model wrote: where each ends, its name, its arguments as JSON; and at the end as
+    much as there is of one that was cut short."""
     found: list[tuple[int, str, str]] = []
     for match in re.finditer(r"<tool_call>(.*?)</tool_call>", text, re.DOTALL):
         data = json.loads(match[1])
         found.append((match.end(), data["name"], json.dumps(data["arguments"])))
+    if half := _HALF.search(text):
+        found.append((len(text), half[1], half[2]))
     return found
 
 

@@ -1,0 +1,38 @@
+"""JSON schemas, as far as the plan notation has to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+_ANYTHING: Mapping[str, Any] = {}
+_NOTHING: Mapping[str, Any] = {"enum": []}
+
+
+def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema that ``schema`` is, or refers to within ``root``: of JSON schema's booleans ``{}`` and an empty
+    ``enum``, of a reference that leads nowhere, or round in a circle, ``{}``."""
+    seen: set[str] = set()
+    while isinstance(schema, Mapping) and isinstance(reference := schema.get("$ref"), str):
+        if reference in seen or not reference.startswith("#"):
+            return _ANYTHING
+        seen.add(reference)
+        schema = _at(reference[1:], root)
+    if isinstance(schema, Mapping):
+        return schema
+    return _NOTHING if schema is False else _ANYTHING
+
+
+def _at(pointer: str, root: Any) -> Any:
+    """What a JSON pointer (RFC 6901) leads to; ``None``: nothing."""
+    place = root
+    for step in unquote(pointer).split("/")[1:]:
+        key = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(place, Mapping):
+            place = place.get(key)
+        elif isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+            place = place[int(key)]
+        else:
+            return None
+    return place

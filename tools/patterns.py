@@ -1,0 +1,144 @@
+"""Regular expressions that admit well-formed calls in the plan notation, made of the tools' schemas.
+
+A regular expression ends somewhere: containers nest up to six deep where their schema says what is in them, three
+deep where it does not or where it is recursive, and less where the whole would be too long for an engine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from stratagem.tools._schemas import resolved
+from stratagem.tools.tool import Tool
+
+NAME: Final = "[a-z][a-z0-9_]{0,15}"
+STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*"'
+REFERENCE: Final = NAME + r"(?:\.[A-Za-z_][A-Za-z0-9_]{0,31}|\[[0-9]{1,4}\]){0,4}"
+_INTEGER: Final = "-?(?:0|[1-9][0-9]{0,18})"
+_SCALARS: Final[Mapping[str, str]] = {
+    "string": STRING,
+    "integer": _INTEGER,
+    "number": rf"{_INTEGER}(?:\.[0-9]{{1,17}})?(?:[eE][+-]?[0-9]{{1,2}})?",
+    "boolean": "(?:true|false)",
+    "null": "null",
+}
+_ANY: Final = (*_SCALARS, "array", "object")
+_FALLBACK: Final = (
+    f"(?: else (?:skip|stop|ask|{'|'.join(_SCALARS[k] for k in ('string', 'number', 'boolean', 'null'))}))?"
+)
+_DEEPEST: Final = 6
+_LONGEST: Final = 30_000  # characters for one tool
+
+
+def pattern(tools: Iterable[Tool], *, named: bool = True, fallbacks: bool = False) -> str:
+    """A regular expression for one call of one of the tools.
+
+    Required arguments stand in order, then those with defaults by key, in order. Any argument may be a reference.
+    Whether a reference leads to a call no regular expression can say; :class:`~stratagem.tools.dag.Plan` does.
+
+    Args:
+        named: with ``name = `` before it.
+        fallbacks: with what is to be done after a failure, ``else ...``, behind it.
+    """
+    calls = "|".join(_call(each, fallbacks) for each in tools)
+    return f"{f'{NAME} = ' if named else ''}(?:{calls})"
+
+
+class _TooLong(Exception):
+    """The regular expression of a tool."""
+
+
+def _call(tool: Tool, fallbacks: bool) -> str:
+    for depth in range(_DEEPEST, 0, -1):
+        try:
+            call = _Writer(tool.parameters, depth).call(tool)
+        except _TooLong:
+            continue
+        return f"{call}(?: else {call})?{_FALLBACK}" if fallbacks else call
+    return _Writer(tool.parameters, 0, math.inf).call(tool)
+
+
+class _Writer:
+    """Writes what schemas admit, down to a depth and up to a length."""
+
+    def __init__(self, root: Mapping[str, Any], depth: int, longest: float = _LONGEST) -> None:
+        self._root = root
+        self._depth = depth
+        self._longest = longest
+
+    def _of(self, text: str) -> str:
+        if len(text) > self._longest:
+            raise _TooLong
+        return text
+
+    def call(self, tool: Tool) -> str:
+        """All arguments of a call."""
+        required: list[str] = []
+        optional: list[str] = []
+        for key, schema in tool.parameters["properties"].items():
+            value = self._argument(schema, 0, frozenset())
+            if key not in tool.parameters["required"]:
+                optional.append(f"{re.escape(key)}={value}")
+            else:
+                required.append(value if not optional else f"{re.escape(key)}={value}")
+        return self._of(rf"{re.escape(tool.name)}\({_series(required, optional)}\)")
+
+    def _argument(self, schema: Any, depth: int, inside: frozenset[str]) -> str:
+        return f"(?:{REFERENCE}|{self._value(schema, depth, inside)})"
+
+    def _value(self, schema: Any, depth: int, inside: frozenset[str]) -> str:
+        reference = schema.get("$ref") if isinstance(schema, Mapping) else None
+        schema = resolved(schema, self._root)
+        if reference is not None:
+            depth += reference in inside  # recursion soon ends
+            inside |= {reference}
+        if "const" in schema or "enum" in schema:
+            options = schema.get("enum") or [schema.get("const")]
+            return self._of("|".join(re.escape(json.dumps(each, ensure_ascii=False)) for each in options))
+        for key in ("anyOf", "oneOf"):
+            if key in schema:
+                parts = [self._value(each, depth, inside) for each in schema[key]]
+                return self._of("|".join(dict.fromkeys(parts)))
+        kinds: Sequence[str] = schema.get("type", ())
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        if not kinds:  # anything
+            depth += 1
+        return self._of("|".join(self._of_kind(kind, schema, depth, inside) for kind in kinds or _ANY))
+
+    def _of_kind(self, kind: str, schema: Mapping[str, Any], depth: int, inside: frozenset[str]) -> str:
+        if kind in _SCALARS:
+            return _SCALARS[kind]
+        if depth >= self._depth:
+            return r"\[\]" if kind == "array" else r"\{\}"
+        if kind == "array":
+            items = schema.get("items", {})
+            item = self._argument({} if isinstance(items, list) else items, depth + 1, inside)
+            return rf"\[(?:{item}(?:, {item}){{0,63}})?\]"
+        fields = schema.get("properties")
+        if fields:
+            needed = schema.get("required", ())
+            parts = {
+                key: f"{re.escape(json.dumps(key))}: {self._argument(each, depth + 1, inside)}"
+                for key, each in fields.items()
+            }
+            required = [part for key, part in parts.items() if key in needed]
+            optional = [part for key, part in parts.items() if key not in needed]
+            return rf"\{{{_series(required, optional)}\}}"
+        more = schema.get("additionalProperties", {})
+        item = f"{STRING}: {self._argument(more, depth + 1, inside)}"
+        return rf"\{{(?:{item}(?:, {item}){{0,15}})?\}}"
+
+
+def _series(required: Sequence[str], optional: Sequence[str]) -> str:
+    """The required ones, then some of the optional ones, with commas between."""
+    if required or not optional:
+        return ", ".join(required) + "".join(f"(?:, {each})?" for each in optional)
+    # Without one that is always there, the comma belongs to all but the first that is given.
+    tails = (
+        each + "".join(f"(?:, {later})?" for later in optional[i + 1 :]) for i, each in enumerate(optional)
+    )
+    return f"(?:{'|'.join(tails)})?"
