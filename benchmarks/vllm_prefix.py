@@ -1,11 +1,16 @@
 """How much of the prompts a vLLM server's prefix cache answers, against the most that it could.
 
-    python benchmarks/vllm_prefix.py [--problems 64] [--n 16] [--base-url URL] [--python .venv-vllm/bin/python]
+    python benchmarks/vllm_prefix.py [--problems 64] [--n 16] [--strategies beam_search dta] [--first 0]
+                                     [--base-url URL] [--python .venv-vllm/bin/python]
 
 Each strategy answers problems of its own, all at once, on a real server: one with the shipped model and the profile
-`agent`, or the one that is named. The rate is the server's own count. The ideal is computed from what was asked: of
-each prompt, in the order of asking, the leading whole blocks that an earlier prompt, or an earlier prompt with its
-completion, has begun with; the last token of a prompt is computed always. Goal: at least 0.95 of the ideal.
+`agent`, or the one that is named. Samples are n, or as many as the strategy itself draws if those are fewer; steps
+are the root of n at a depth. Agents answer questions about worlds of tools, with their tools.
+
+The rate is the server's own count, which leaves out what it scores by prompt log-probabilities: that it computes
+anew. The ideal is computed from what was asked: of each prompt, in the order of asking, the leading whole blocks
+that an earlier prompt, or an earlier prompt with what was decoded after it until then, has begun with; the last
+token of a prompt is computed always, the last token of a completion never. Goal: at least 0.95 of the ideal.
 
 Exits with 1 if the goal is missed (--informative: with 0).
 """
@@ -14,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -29,23 +35,37 @@ from stratagem.backends.openai import OpenAIBackend
 from stratagem.backends.vllm.plan import plan
 from stratagem.backends.vllm.server import VLLMServer
 from stratagem.bench.gym import skill
-from stratagem.core.backend import Chunk, Generation, Message, Request, Stream
+from stratagem.bench.gym.base import Problem
+from stratagem.bench.gym.toolworld import ToolWorld
+from stratagem.core.backend import (
+    Chunk,
+    Completion,
+    Generation,
+    Message,
+    Request,
+    ScoreRequest,
+    Scoring,
+    Stream,
+)
+from stratagem.core.protocols import Spreading
 from stratagem.core.usage import Meter, Usage
+from stratagem.strategies._agent import Agent
+from stratagem.tools.toolbox import read_only
 
 GOAL = 0.95
-SINGLE = ("direct", "chain_of_thought")  # draw one sample
-STRATEGIES = (*SINGLE, "self_consistency", "weighted_vote", "best_of_n")
+STRATEGIES = tuple(sorted(sg.Strategy.kinds()))
 FLAGS = ["--kv-cache-memory-bytes", str(2**30)]
 Tokenize = Callable[[tuple[Message, ...]], Awaitable[Sequence[int]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt that was asked for, or with ``text`` one completion of it that has ended, in order of time."""
+    """A prompt that was asked for, or with ``text`` what was decoded after it until then, in order of time."""
 
     messages: tuple[Message, ...]
     n: int = 1
     text: str | None = None
+    cut: bool = False  # ``text`` ends with the last token decoded, which no step has taken in
 
 
 class Noting(OpenAIBackend):
@@ -55,12 +75,13 @@ class Noting(OpenAIBackend):
         super().__init__(base_url, model, permits=permits)
         self.noted: list[Asked] = []
         self.seeds: dict[tuple[Message, ...], int] = {}  # of prompts that several samples are drawn of
+        self._growing: dict[tuple[Message, ...], list[_Noted]] = {}
 
     async def generate(self, request: Request, meter: Meter | None = None) -> Generation:
         """As the backend's own."""
         self._note(request)
         generation = await super().generate(request, meter)
-        self.noted.extend(Asked(request.messages, text=each.text) for each in generation.completions)
+        self.noted.extend(_ended(request.messages, each) for each in generation.completions)
         return generation
 
     @asynccontextmanager
@@ -70,16 +91,46 @@ class Noting(OpenAIBackend):
         """As the backend's own."""
         self._note(request)
         async with super().stream(request, meter, deltas=deltas) as stream:
-            yield _Noted(stream, request.messages, self.noted)
+            noting = _Noted(stream, request.messages, self.noted)
+            beside = self._growing.setdefault(noting.before, [])
+            beside.append(noting)
+            try:
+                yield noting
+            finally:
+                beside.remove(noting)
+                self.noted.extend(noting.unfinished())
+
+    async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
+        """As the backend's own: one prompt where continuations are single tokens, else nothing that counts."""
+        scoring = await super().score(request, meter)
+        if all(len(each) <= 1 for each in scoring.scores):
+            self.noted.append(Asked(request.messages))
+        return scoring
 
     def _note(self, request: Request) -> None:
+        for place, message in enumerate(request.messages):
+            before = request.messages[:place]
+            if any(each.has_said(message) for each in self._growing.get(before, ())):
+                self.noted.append(Asked(before, text=message.content, cut=True))
         self.noted.append(Asked(request.messages, request.n))
         if request.n > 1 and request.seed is not None:
             self.seeds[request.messages] = request.seed
 
 
+def _ended(messages: tuple[Message, ...], completion: Completion) -> Asked:
+    before, begun = _begun(messages)
+    return Asked(before, text=begun + completion.text, cut=completion.finish == "length")
+
+
+def _begun(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
+    """What came before the message that is decoded, and what stands there of it."""
+    if messages[-1].role == "assistant":
+        return messages[:-1], messages[-1].content
+    return messages, ""
+
+
 class _Noted:
-    """A stream whose ended completions are noted."""
+    """A stream whose completions are noted as they end; those that grow can be looked at."""
 
     replayed = False
 
@@ -88,29 +139,45 @@ class _Noted:
         self._chunks = aiter(stream)
         self._messages = messages
         self._noted = noted
+        self.before, self._begun = _begun(messages)
+        self._texts: dict[int, str] = {}
 
     @property
     def usage(self) -> Usage:
         return self._stream.usage
+
+    def has_said(self, message: Message) -> bool:
+        """Whether a completion begins with that."""
+        return message.role == "assistant" and any(
+            text.startswith(message.content) for text in self._texts.values()
+        )
+
+    def unfinished(self) -> list[Asked]:
+        """What has been said of completions that have not ended."""
+        return [Asked(self.before, text=text, cut=True) for text in self._texts.values()]
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
 
     async def __anext__(self) -> Chunk:
         chunk = await anext(self._chunks)
+        self._texts[chunk.index] = self._texts.get(chunk.index, self._begun) + chunk.text
         if chunk.completion is not None:
-            self._noted.append(Asked(self._messages, text=chunk.completion.text))
+            del self._texts[chunk.index]
+            self._noted.append(_ended(self._messages, chunk.completion))
         return chunk
 
 
-async def ideal(noted: Iterable[Asked], block: int, tokens_of: Tokenize) -> tuple[int, int]:
-    """Of all prompts the tokens that a cache of blocks without limit would have had, and how many there are."""
-    known: set[int] = set()  # of whole blocks with all that is before them, by hash
+async def ideal(noted: Iterable[Asked], block: int, tokens_of: Tokenize, known: set[int]) -> tuple[int, int]:
+    """Of all prompts the tokens that a cache of blocks without limit would have had, and how many there are.
+
+    ``known`` is that cache: of whole blocks with all that is before them, by hash.
+    """
     hits = size = 0
     for asked in noted:
         if asked.text is not None:
             whole = await tokens_of((*asked.messages, Message("assistant", asked.text)))
-            known.update(_chain(whole, block))
+            known.update(_chain(whole[:-1] if asked.cut else whole, block))
             continue
         tokens = await tokens_of(asked.messages)
         chain = _chain(tokens, block)
@@ -165,36 +232,59 @@ class Rates:
         return self.found / self.ideal if self.ideal else 1.0
 
 
-async def measured(base_url: str, model: str, strategy: sg.Strategy, questions: Sequence[str]) -> Rates:
-    """A strategy on these questions, all at once, on a server that does nothing else meanwhile."""
+def narrowed(kind: str, n: int) -> sg.Strategy:
+    """That strategy with at most n samples; of steps the root of n at a depth."""
+    plain = sg.Strategy.load({"kind": kind})
+    most = {"n": n, "warmup": n // 2} | dict.fromkeys(("beams", "trees", "width"), math.isqrt(n))
+    settings = {
+        key: min(getattr(plain, key), value) for key, value in most.items() if key in type(plain).model_fields
+    }
+    return sg.Strategy.load({"kind": kind, **settings})
+
+
+def problems_for(strategy: sg.Strategy, first: int, count: int) -> list[Problem]:
+    """As many problems of the kind that it is for."""
+    about = ToolWorld() if isinstance(strategy, Agent) else skill("words")
+    return [about.problem("test", first + i) for i in range(count)]
+
+
+async def measured(
+    base_url: str, model: str, strategy: sg.Strategy, problems: Sequence[Problem], known: set[int]
+) -> Rates:
+    """A strategy on these problems, all at once, on a server that does nothing else meanwhile. ``known``: what it
+    has been asked before."""
     backend = Noting(base_url, model, permits=64)
+
+    async def solved(problem: Problem, seed: int) -> None:
+        tools = read_only(ToolWorld().functions(problem)) if isinstance(strategy, Agent) else ()
+        await sg.solve(problem.question, strategy, llm=backend, tools=tools, seed=seed)
+
     try:
         [before] = (await backend.counts()).values()
-        async with asyncio.TaskGroup() as group:
-            for seed, question in enumerate(questions):
-                group.create_task(_await(sg.solve(question, strategy, llm=backend, seed=seed)))
+        if isinstance(strategy, Spreading):
+            await sg.solve_all([problem.question for problem in problems], strategy, llm=backend)
+        else:
+            async with asyncio.TaskGroup() as group:
+                for seed, problem in enumerate(problems):
+                    group.create_task(solved(problem, seed))
         [after] = (await backend.counts()).values()
         assert after.block_size is not None
         async with tokenizer(base_url, model) as tokens_of:
-            hits, size = await ideal(backend.noted, after.block_size, tokens_of)
+            hits, size = await ideal(backend.noted, after.block_size, tokens_of, known)
     finally:
         await backend.aclose()
     return Rates(after.since(before).prefix_hit_rate, hits / size)
 
 
-async def _await(solving: Awaitable[object]) -> None:
-    await solving
-
-
-async def compare(base_url: str, model: str, problems: int, n: int, goals: Goals) -> None:
-    """Print a line for each strategy."""
-    for number, kind in enumerate(STRATEGIES):
-        settings = {"kind": kind} if kind in SINGLE else {"kind": kind, "n": n}
-        start = number * problems  # questions that no strategy before has asked
-        questions = [skill("words").problem("test", start + i).question for i in range(problems)]
-        rates = await measured(base_url, model, sg.Strategy.load(settings), questions)
+async def compare(base_url: str, model: str, args: argparse.Namespace, goals: Goals) -> None:
+    """Print a line for each strategy, each with problems of its own."""
+    known: set[int] = set()
+    for number, kind in enumerate(args.strategies):
+        strategy = narrowed(kind, args.n)
+        problems = problems_for(strategy, args.first + number * args.problems, args.problems)
+        rates = await measured(base_url, model, strategy, problems, known)
         print(
-            f"{kind:<18} {rates.found:6.1%} of the prompt tokens from the cache, ideal {rates.ideal:6.1%}, ratio "
+            f"{kind:<26} {rates.found:6.1%} of the prompt tokens from the cache, ideal {rates.ideal:6.1%}, ratio "
             f"{rates.ratio:.3f} ({goals.at_least(rates.ratio, GOAL)})",
             flush=True,
         )
@@ -226,10 +316,13 @@ async def served(args: argparse.Namespace) -> AsyncIterator[tuple[str, str]]:
 
 
 async def main() -> int:
-    args = arguments(__doc__).parse_args()
+    takes = arguments(__doc__)
+    takes.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    takes.add_argument("--first", type=int, default=0, help="problem: one that the server has not been asked")
+    args = takes.parse_args()
     goals = Goals(informative=args.informative)
     async with served(args) as (url, model):
-        await compare(url, model, args.problems, args.n, goals)
+        await compare(url, model, args, goals)
     return goals.code
 
 
