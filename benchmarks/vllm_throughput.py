@@ -17,7 +17,8 @@ import asyncio
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 
 import httpx2
 
@@ -31,6 +32,7 @@ from stratagem.core.task import Task
 from vllm_prefix import Noting, arguments, served
 
 GOAL = 0.97
+ATTEMPTS = 3
 QUESTION = "Is this answer right? Answer yes or no."
 Solve = Callable[[Task, int], Awaitable[object]]
 
@@ -39,7 +41,7 @@ class ByHand:
     """The strategies as one would write them for one server."""
 
     def __init__(self, url: str, model: str, n: int, seeds: dict[tuple[Message, ...], int]) -> None:
-        # The server closes a connection that was idle for 5 s.
+        # The server closes a connection that was idle for 5 s, by its own clock.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4)
         self._client = httpx2.AsyncClient(timeout=None, limits=limits)
         self._url = url + "/chat/completions"
@@ -49,8 +51,15 @@ class ByHand:
 
     async def _ask(self, messages: Sequence[Message], **options: object) -> list[str]:
         body = {"model": self._model, "messages": [{"role": m.role, "content": m.content} for m in messages]}
-        answer = await self._client.post(self._url, json=body | {"top_p": 1.0} | options)
+        answer = await self._post(body | {"top_p": 1.0} | options)
         return [choice["message"]["content"] for choice in answer.raise_for_status().json()["choices"]]
+
+    async def _post(self, body: Mapping[str, object]) -> httpx2.Response:
+        """Again on another connection where the server was just closing the one that was idle."""
+        for _ in range(ATTEMPTS - 1):
+            with suppress(httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+                return await self._client.post(self._url, json=body)
+        return await self._client.post(self._url, json=body)
 
     async def vote(self, task: Task, _: int) -> object:
         """Self-consistency."""
