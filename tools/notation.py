@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from stratagem.core.native import CUT
+from stratagem.tools._schemas import resolved
 from stratagem.tools.dag import Call, Problem, Reference, references
 from stratagem.tools.tool import MASK, Tool
 
@@ -270,31 +271,44 @@ def _step(part: str | int) -> str:
 
 
 def signature(tool: Tool) -> str:
-    """A line that tells a model how to call it: ``price(item: string, day: string = "now"): What it costs.``"""
-    shared = tool.parameters.get("$defs", {})
+    """A line that tells a model how to call it: ``price(item: string, day: string = "now"): What it costs.``
+
+    A ``?`` behind a name: it may be left out. ``**others``: any further arguments, by key.
+    """
+    root = tool.parameters
     parts: list[str] = []
-    for key, schema in tool.parameters["properties"].items():
-        optional = "" if key in tool.parameters["required"] else f" = {json.dumps(schema.get('default'))}"
-        parts.append(f"{key}: {_type(schema, shared)}{optional}")
+    for key, schema in root["properties"].items():
+        optional = key not in root["required"]
+        default = optional and isinstance(schema, Mapping) and "default" in schema
+        end = f" = {json.dumps(schema['default'])}" if default else ""
+        parts.append(f"{key}{'?' if optional and not end else ''}: {_type(schema, root)}{end}")
+    if others := root.get("additionalProperties"):
+        parts.append(f"**others: {_type(others, root)}")
     return f"{tool.name}({', '.join(parts)}): {' '.join(tool.description.split())}"
 
 
-def _resolved(schema: Mapping[str, Any], shared: Mapping[str, Any]) -> Mapping[str, Any]:
-    name = str(schema.get("$ref", "")).rpartition("/")[2]
-    found: Mapping[str, Any] = shared.get(name, schema)
-    return found
-
-
-def _type(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int = 0) -> str:
-    schema = _resolved(schema, shared)
-    if "const" in schema or "enum" in schema:
-        return " | ".join(json.dumps(each) for each in schema.get("enum", [schema.get("const")]))
-    if "anyOf" in schema:
-        return " | ".join(dict.fromkeys(_type(each, shared, depth) for each in schema["anyOf"]))
+def _type(schema: Any, root: Mapping[str, Any], depth: int = 0, inside: frozenset[str] = frozenset()) -> str:
+    reference = schema.get("$ref") if isinstance(schema, Mapping) else None
+    schema = resolved(schema, root)
     kind = schema.get("type", "any")
+    name = kind if isinstance(kind, str) else " | ".join(kind)
+    if reference is not None:
+        if reference in inside:  # a recursive type
+            return name
+        inside |= {reference}
+    if "const" in schema or "enum" in schema:
+        options = schema.get("enum", [schema.get("const")])
+        return " | ".join(json.dumps(each) for each in options) or "nothing"
+    for key, joint in (("anyOf", " | "), ("oneOf", " | "), ("allOf", " & ")):
+        if key in schema and kind == "any":
+            return joint.join(dict.fromkeys(_type(each, root, depth, inside) for each in schema[key]))
     if kind == "array":
-        return f"list of {_type(schema.get('items', {}), shared, depth)}"
+        items = schema.get("prefixItems") or schema.get("items", {})
+        items = {"anyOf": items} if isinstance(items, list) else items
+        return f"list of {_type(items, root, depth, inside)}"
     if kind == "object" and schema.get("properties") and depth < 2:
-        fields = (f"{key}: {_type(each, shared, depth + 1)}" for key, each in schema["properties"].items())
+        fields = (
+            f"{key}: {_type(each, root, depth + 1, inside)}" for key, each in schema["properties"].items()
+        )
         return f"{{{', '.join(fields)}}}"
-    return kind if isinstance(kind, str) else " | ".join(kind)
+    return name

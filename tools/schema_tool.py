@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft7Validator, Draft202012Validator, FormatChecker
 from jsonschema.exceptions import SchemaError, best_match
 from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
 from pydantic_core import to_jsonable_python
 from referencing import Registry
 
 from stratagem.core.errors import ConfigurationError
-from stratagem.tools.tool import Effect, Tool
+from stratagem.tools._schemas import resolved
+from stratagem.tools.tool import MOST_SAID, Effect, Tool
+
+# At the top of a schema, what says the same as the merged properties, or what no model's server takes there.
+_MERGED = {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "enum", "const"}
 
 
 class _Argument:
-    """Checks one argument, as a :class:`pydantic.TypeAdapter` does."""
+    """Checks one argument, as a :class:`pydantic.TypeAdapter` does, or all of them."""
 
     def __init__(self, validator: Validator) -> None:
         self._validator = validator
 
     def validate_python(self, value: Any) -> Any:
-        error = best_match(self._validator.iter_errors(value))
+        try:
+            error = best_match(self._validator.iter_errors(value))
+        except re.error:  # a pattern in another language's dialect, which only its owner can check
+            return value
         if error is not None:
-            raise ValueError(error.message)
+            place = ".".join(map(str, error.absolute_path))
+            raise ValueError(f"{place}: {error.message}" if place else error.message)
         return value
 
 
@@ -37,6 +47,31 @@ class _Anything:
 
     def dump_python(self, value: Any, *, mode: str) -> Any:
         return to_jsonable_python(value)  # dates, models and the documents of LangChain
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _SchemaTool(Tool):
+    """A tool whose arguments are checked together too, and may be more than those that its schema names."""
+
+    own: Mapping[str, str]
+    """By name, what the schema and the function call an argument."""
+    together: _Argument
+
+    def _checked(
+        self, arguments: Mapping[str, Any], unknown: frozenset[str]
+    ) -> tuple[dict[str, Any], list[str]]:
+        named = arguments
+        if self.parameters["additionalProperties"]:
+            named = {key: value for key, value in arguments.items() if key in self._arguments}
+        checked, wrong = super()._checked(named, unknown)
+        if not wrong and not unknown:
+            try:
+                self.together.validate_python(
+                    {self.own.get(key, key): value for key, value in arguments.items()}
+                )
+            except Exception as error:  # also a reference to somewhere else
+                wrong = [self.masked(f"{self.name}: {str(error)[:MOST_SAID]}.", arguments)]
+        return {**arguments, **checked}, wrong
 
 
 def schema_tool(
@@ -52,40 +87,45 @@ def schema_tool(
 ) -> Tool:
     """A tool from the JSON schema of its arguments and an async function that takes them by name.
 
+    The schema is of the draft that its ``$schema`` names, else of 2020-12 or, where it does not fit that, of draft
+    7. Arguments are those of its ``properties``, also where these stand in a ``$ref``, ``allOf``, ``anyOf`` or
+    ``oneOf``. Others are taken where it has ``additionalProperties`` or ``patternProperties``; saying nothing of
+    them is not enough, since a misspelt name would go unseen.
+
     A name that the plan notation cannot write (``-`` and ``.`` are common), of the tool or of an argument, gets
-    ``_`` there; the function gets the argument's own name. Each argument is
-    checked by its own part of the schema. A ``$ref`` to somewhere else is not fetched: no argument fits it.
+    ``_`` there; the function gets the argument's own name. Each argument is checked by its own part of the schema,
+    and all of them by the whole. A ``$ref`` to somewhere else is not fetched: no argument fits it.
+
+    Other limits are given by :meth:`stratagem.tools.tool.Tool.replace`.
 
     Raises:
         ConfigurationError: the schema is none, or not one of an object.
     """
-    properties = dict(schema.get("properties") or {})
-    written = _written(properties)
-    own = {name: key for key, name in written.items()}
-    parameters = {
-        "type": "object",
-        **schema,
-        "required": [written.get(key, key) for key in schema.get("required") or []],
-        "properties": {written[key]: each for key, each in properties.items()},
-    }
+    schema = {key: each for key, each in schema.items() if each is not None}
     try:
-        Draft202012Validator.check_schema(parameters)
+        whole = _validator(schema)
+        properties, required, more = _merged(schema, schema)
     except SchemaError as error:
         raise ConfigurationError(f"Tool {name!r}: its schema is none: {error.message}.") from None
-    if parameters["type"] != "object":
-        raise ConfigurationError(
-            f"Tool {name!r}: its schema is one of {parameters['type']!r}, not of an object."
-        )
-    # A registry of our own, though empty, keeps it from fetching a remote $ref.
-    whole = Draft202012Validator(parameters, registry=Registry())
-    arguments: dict[str, Any] = {
-        key: _Argument(whole.evolve(schema=each)) for key, each in parameters["properties"].items()
+    except RecursionError:
+        raise ConfigurationError(f"Tool {name!r}: its schema never ends.") from None
+    kinds = resolved(schema, schema).get("type", "object")
+    if "object" not in ([kinds] if isinstance(kinds, str) else kinds):
+        raise ConfigurationError(f"Tool {name!r}: its schema is one of {kinds!r}, not of an object.")
+    names = written(properties)
+    parameters = {
+        **{key: each for key, each in schema.items() if key not in _MERGED},
+        "type": "object",
+        "properties": {names[key]: each for key, each in properties.items()},
+        "required": [names[key] for key in properties if key in required],
+        "additionalProperties": more,
     }
-    return Tool(
-        _written([name])[name],
+    own = {each: key for key, each in names.items()}
+    return _SchemaTool(
+        written([name])[name],
         description or name,
         parameters,
-        function if all(name == key for name, key in own.items()) else _renamed(function, own),
+        function if all(each == key for each, key in own.items()) else _renamed(function, own),
         timeout,
         0,
         None,
@@ -95,12 +135,55 @@ def schema_tool(
         max_bytes,
         "skip",
         tuple(secrets),
-        arguments,
+        {names[key]: _Argument(whole.evolve(schema=each)) for key, each in properties.items()},  # type: ignore[misc]
         _Anything(),  # type: ignore[arg-type]
+        own=own,
+        together=_Argument(whole),
     )
 
 
-def _written(keys: Iterable[str]) -> dict[str, str]:
+def _validator(schema: dict[str, Any]) -> Validator:
+    drafts = [validator_for(schema, default=Draft202012Validator)]
+    if "$schema" not in schema:
+        drafts.append(Draft7Validator)  # which servers mean more often than they say
+    wrong: list[SchemaError] = []
+    for draft in drafts:
+        try:
+            # Without formats: a pattern may be of another dialect.
+            draft.check_schema(schema, FormatChecker(()))  # type: ignore[call-arg]
+        except SchemaError as error:
+            wrong.append(error)
+        else:
+            # A registry of our own, though empty, keeps it from fetching a remote $ref.
+            return draft(schema, registry=Registry())
+    raise wrong[0]
+
+
+def _merged(schema: Any, root: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], Any]:
+    """The properties of an object by all parts of its schema, the required ones, and the schema of others."""
+    plain = resolved(schema, root)
+    properties = {key: each for key, each in plain.get("properties", {}).items() if each is not False}
+    required = set(plain.get("required", ()))
+    more = plain.get("additionalProperties", False)
+    more = True if more == {} or (not more and plain.get("patternProperties")) else more
+    for key in ("allOf", "anyOf", "oneOf"):
+        parts = [_merged(each, root) for each in plain.get(key, ())]
+        found: dict[str, list[Any]] = {}
+        for part, needed, others in parts:
+            for name, each in part.items():
+                found.setdefault(name, []).append(each)
+            required |= needed if key == "allOf" else set()
+            more = more or others
+        if key != "allOf" and parts:
+            required |= set.intersection(*(needed for _, needed, _ in parts))
+        for name, options in found.items():
+            distinct = [each for i, each in enumerate(options) if each not in options[:i]]
+            several = {"allOf" if key == "allOf" else "anyOf": distinct}
+            properties.setdefault(name, distinct[0] if len(distinct) == 1 else several)
+    return {**properties, **{name: {} for name in sorted(required) if name not in properties}}, required, more
+
+
+def written(keys: Iterable[str]) -> dict[str, str]:
     """By key, a name that the plan notation can write; of two that would be the same the later has a ``_`` more."""
     names: dict[str, str] = {}
     for key in keys:
@@ -116,6 +199,6 @@ def _renamed(
     function: Callable[..., Awaitable[Any]], own: Mapping[str, str]
 ) -> Callable[..., Awaitable[Any]]:
     async def named(**arguments: Any) -> Any:
-        return await function(**{own[name]: value for name, value in arguments.items()})
+        return await function(**{own.get(name, name): value for name, value in arguments.items()})
 
     return named

@@ -15,13 +15,14 @@ import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, Unpack, overload
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from stratagem.core.errors import ConfigurationError
 from stratagem.tools._gate import Entered, Gate
+from stratagem.tools._limits import Limits
 from stratagem.tools._masking import MASK as MASK
 from stratagem.tools._masking import masked, texts, write_only
 from stratagem.tools._threads import Raised, guarded, in_thread
@@ -95,6 +96,33 @@ class Tool:
     _arguments: Mapping[str, TypeAdapter[Any]]
     _result: TypeAdapter[Any]
     _gates: dict[asyncio.AbstractEventLoop, Gate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.name, re.ASCII):
+            raise ConfigurationError(
+                f"Tool {self.name!r}: a model cannot write such a name.",
+                remedy="Give name= of letters, digits and _, as get_price.",
+            )
+        if self.effect not in typing.get_args(Effect):
+            known = ", ".join(typing.get_args(Effect))
+            raise ConfigurationError(
+                f"Tool {self.name!r}: effect {self.effect!r}.", remedy=f"Known are: {known}."
+            )
+        if self.effect == "destructive" and self.retries:
+            raise ConfigurationError(
+                f"Tool {self.name!r} is destructive and would be retried.",
+                remedy="Set retries=0, or effect='idempotent' if calling it twice does no harm.",
+            )
+        for key in ("timeout", "rate", "concurrency", "max_bytes"):
+            limit = getattr(self, key)
+            if limit is not None and not limit > 0:
+                raise ConfigurationError(
+                    f"Tool {self.name!r}: {key}={limit}.", remedy="It must be greater than 0."
+                )
+        if self.retries < 0 or not self.cost >= 0:
+            raise ConfigurationError(
+                f"Tool {self.name!r}: retries={self.retries}, cost={self.cost}.", remedy="Neither is below 0."
+            )
 
     @cached_property
     def hidden(self) -> frozenset[str]:
@@ -251,6 +279,19 @@ class Tool:
             self._gates[loop] = Gate(permits, self.concurrency or 0)
         return self._gates[loop]
 
+    def replace(self, **limits: Unpack[Limits]) -> Tool:
+        """The same function as a tool with other limits, which :func:`tool` explains. It shares no places with this
+        one.
+
+        Raises:
+            ConfigurationError: a limit is out of range.
+        """
+        unknown = sorted(limits.keys() - Limits.__annotations__.keys())
+        if unknown:
+            known = ", ".join(Limits.__annotations__)
+            raise ConfigurationError(f"A tool has no limit {unknown[0]!r}.", remedy=f"Known are: {known}.")
+        return replace(self, **limits, _gates={})
+
 
 async def _stopped(running: asyncio.Future[Any]) -> None:
     """Cancel a call and give it some time to end. One that does not is left alone: nothing may wait for it for
@@ -359,27 +400,6 @@ def _made(
     secrets: Sequence[str] = (),
 ) -> Tool:
     name = name or str(getattr(function, "__name__", type(function).__name__))
-    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-        raise ConfigurationError(
-            f"Tool {name!r}: a model cannot write such a name.",
-            remedy="Give name= of letters, digits and _, as get_price.",
-        )
-    if effect not in typing.get_args(Effect):
-        known = ", ".join(typing.get_args(Effect))
-        raise ConfigurationError(f"Tool {name!r}: effect {effect!r}.", remedy=f"Known are: {known}.")
-    if effect == "destructive" and retries:
-        raise ConfigurationError(
-            f"Tool {name!r} is destructive and would be retried.",
-            remedy="Set retries=0, or effect='idempotent' if calling it twice does no harm.",
-        )
-    limits = {"timeout": timeout, "rate": rate, "concurrency": concurrency, "max_bytes": max_bytes}
-    for key, limit in limits.items():
-        if limit is not None and not limit > 0:
-            raise ConfigurationError(f"Tool {name!r}: {key}={limit}.", remedy="It must be greater than 0.")
-    if retries < 0 or not cost >= 0:
-        raise ConfigurationError(
-            f"Tool {name!r}: retries={retries}, cost={cost}.", remedy="Neither is below 0."
-        )
     missing = [each for each in needs if not os.environ.get(each)]
     if missing:
         raise ConfigurationError(
