@@ -3,10 +3,12 @@
     python benchmarks/speculation.py [--problems 16] [--n 8] [--depths 4 16]
     python benchmarks/speculation.py --server [--python .venv-vllm/bin/python] [--problems 16] [--rounds 2]
 
-The shipped model answers on the embedded engine: n samples of each problem; the written grade of each sample, which
-is asked for in a turn after it; and best of n, which is both in turn. What was decoded there is decoded once more
-in a simulation, n sequences at a time, with the drafts of each proposer, which begins with nothing known. A draft
-is accepted as far as it agrees, as in vLLM. Retrieval has a datastore of as many other problems, sampled before.
+Strategies run with the shipped model on the embedded engine, on as many problems each: samples (self-consistency of
+n), grades (best of n by written grades), steps (beam search), rewrites (self-refine, and debate of 3), plans of
+calls of tools (dta), and calls one by one (react). What was decoded there, stopped sequences included, is decoded
+once more in a simulation, n sequences at a time, with the drafts of each proposer, which begins with nothing known
+in each kind of traffic. A draft is accepted as far as it agrees, as in vLLM. Retrieval has a datastore of the same
+strategies on as many other problems.
 
 Goals, over all traffic together, for each length of drafts: Token Recycling and the trie accept at least as many
 tokens per step as prompt lookup, which proposes what vLLM's `ngram` does; the best of ours at least as many as
@@ -22,23 +24,22 @@ Exits with 1 if a goal is missed (--informative: with 0).
 from __future__ import annotations
 
 import asyncio
-import itertools
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import stratagem as sg
 from goals import Goals, parser
-from stratagem.backends.embedded.backend import MINI
-from stratagem.backends.embedded.engine import Engine
-from stratagem.backends.embedded.requests import Sample
-from stratagem.backends.embedded.sampling import Sampling
+from stratagem.backends.embedded.backend import MINI, EmbeddedBackend
+from stratagem.backends.embedded.requests import Handle, Want
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.backends.vllm.hardware import Hardware
 from stratagem.backends.vllm.metrics import Snapshot
@@ -57,15 +58,13 @@ from stratagem.backends.vllm.speculative.tree import Tree
 from stratagem.backends.vllm.speculative.trie import TokenTrie
 from stratagem.bench.gym import skill
 from stratagem.core.backend import Message, Request
+from vllm_prefix import problems_for, tools_for
 
 ASK = "{}\nThink step by step."
-GRADE = "How good is this answer, from 0 (wrong) to 10 (right)? End with the grade alone."
 PAST = 10_000  # problems from here on were asked in the past runs
 VLLMS = ("ngram", "suffix")
 COLD = ("recycling", "trie", "merged")  # of ours those that need no past runs, as `suffix` needs none
-LOOKUP = Speculative()  # vLLM's ngram as the profiles set it
-
-Turns = list[tuple[str, str]]
+LOOKUP = Speculative().config()  # vLLM's ngram as the profiles set it
 
 
 class Suffix(Proposer):
@@ -97,44 +96,69 @@ class Suffix(Proposer):
         return Tree([(draft.token_ids, [1.0] * len(draft.token_ids))])
 
 
-async def decoded(engine: Engine, turns: Turns, sampling: Sampling, n: int) -> list[Sample]:
-    """Samples of a conversation."""
-    result = await engine.submit(engine.tokenizer.render(turns), sampling, n).result()
-    return list(result.samples)
+class Heard(EmbeddedBackend):
+    """Keeps what it was asked, with the tokens that were likeliest at each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handles: list[Handle] = []
+
+    async def _submit(self, shared: Any, request: Request, want: Want) -> Handle:
+        told = replace(request, logprobs=max(WIDTH, request.logprobs or 0))
+        self._handles.append(await super()._submit(shared, told, want))
+        return self._handles[-1]
+
+    async def spoken(self) -> list[Spoken]:
+        """In the order of asking."""
+        return [
+            Spoken(
+                handle.job.prompt,
+                sample.tokens,
+                [[token for token, _ in place.top[:WIDTH]] for place in sample.logprobs],
+            )
+            for handle in self._handles
+            for sample in (await handle.result()).samples
+        ]
 
 
-def spoken(engine: Engine, turns: Turns, sample: Sample) -> Spoken:
-    """A sample, for the simulation."""
-    tops = [[token for token, _ in place.top] for place in sample.logprobs]
-    return Spoken(engine.tokenizer.render(turns), sample.tokens, tops)
+def strategies(n: int) -> dict[str, tuple[sg.Strategy, ...]]:
+    """By the kind of traffic that they send."""
+    graded = {"kind": "best_of_n", "n": n, "verifier": {"kind": "judge", "mode": "grade", "max_tokens": 160}}
+    return {
+        "samples": (sg.SelfConsistency(n=n),),
+        "grades": (sg.Strategy.load(graded),),
+        "steps": (sg.BeamSearch(),),
+        "rewrites": (sg.SelfRefine(), sg.Debate()),
+        "plans": (sg.DivideThenAggregate(),),
+        "calls": (sg.ReAct(),),
+    }
 
 
-async def traffic(engine: Engine, first: int, problems: int, n: int) -> dict[str, list[Spoken]]:
-    """What the model says, by kind of traffic."""
+async def traffic(first: int, problems: int, n: int) -> dict[str, list[Spoken]]:
+    """What the model says, by kind of traffic, problem by problem."""
 
-    async def one(index: int) -> tuple[list[Spoken], list[Spoken]]:
-        turns: Turns = [("user", ASK.format(skill("words").problem("test", index).question))]
-        drawing = Sampling(max_tokens=160, temperature=1.0, seed=index, logprobs=WIDTH)
-        samples = await decoded(engine, turns, drawing, n)
-        grades: list[Spoken] = []
-        for sample in samples:
-            asked: Turns = [*turns, ("assistant", sample.text), ("user", GRADE)]
-            grading = Sampling(max_tokens=160, temperature=0.0, logprobs=WIDTH)
-            [grade] = await decoded(engine, asked, grading, 1)
-            grades.append(spoken(engine, asked, grade))
-        return [spoken(engine, turns, sample) for sample in samples], grades
+    async def one(strategy: sg.Strategy, index: int) -> list[Spoken]:
+        [problem] = problems_for(strategy, index, 1)
+        llm = Heard()  # all share one engine
+        try:
+            tools = tools_for(strategy, problem)
+            await sg.solve(problem.question, strategy, llm=llm, tools=tools, seed=index)
+            return await llm.spoken()
+        finally:
+            await llm.aclose()
 
-    found = await asyncio.gather(*(one(first + index) for index in range(problems)))
-    samples, grades = ([text for pair in found for text in pair[kind]] for kind in (0, 1))
-    best = [text for pair in found for text in itertools.chain(*pair)]
-    return {"samples": samples, "grades": grades, "best of n": best}
+    found: dict[str, list[Spoken]] = {}
+    for kind, sending in strategies(n).items():
+        each = [one(strategy, first + index) for index in range(problems) for strategy in sending]
+        found[kind] = [text for texts in await asyncio.gather(*each) for text in texts]
+    return found
 
 
 def proposers(vocabulary: int, past: Datastore) -> dict[str, Callable[[], Proposer]]:
     """By name; each call gives one that knows nothing yet."""
 
     def lookup() -> Proposer:
-        return PromptLookup(LOOKUP.prompt_lookup_min, LOOKUP.prompt_lookup_max)
+        return PromptLookup(LOOKUP["prompt_lookup_min"], LOOKUP["prompt_lookup_max"])
 
     made: dict[str, Callable[[], Proposer]] = {
         "ngram": lookup,
@@ -153,14 +177,12 @@ def proposers(vocabulary: int, past: Datastore) -> dict[str, Callable[[], Propos
 
 async def simulated(problems: int, n: int, depths: Sequence[int], goals: Goals) -> None:
     """Print the accepted tokens per step."""
-    engine = Engine(MINI)
-    try:
-        past = await traffic(engine, PAST, problems, n)
-        now = await traffic(engine, 0, problems, n)
-    finally:
-        engine.close()
-    vocabulary = len(engine.tokenizer.bytes)
-    makers = proposers(vocabulary, Datastore.of(text.output for text in past["best of n"]))
+    llm = EmbeddedBackend()
+    vocabulary = (await llm.capabilities()).logprobs  # and the engine stays
+    past = await traffic(PAST, problems, n)
+    now = await traffic(0, problems, n)
+    await llm.aclose()
+    makers = proposers(vocabulary, Datastore.of(text.output for texts in past.values() for text in texts))
     print(
         "tokens of the traffic: " + ", ".join(f"{k} {sum(len(t.output) for t in v)}" for k, v in now.items())
     )
@@ -236,11 +258,7 @@ def _read(url: str) -> str:
 
 async def served(problems: int, n: int, rounds: int, python: str | None) -> None:
     """Print the ratios of wall time."""
-    engine = Engine(MINI)
-    try:
-        past = await traffic(engine, PAST, problems, n)
-    finally:
-        engine.close()
+    past = await traffic(PAST, problems, n)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "runs.npz"
         Datastore.of(text.output for text in past["samples"]).save(store)

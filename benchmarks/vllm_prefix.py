@@ -50,7 +50,7 @@ from stratagem.core.backend import (
 from stratagem.core.protocols import Spreading
 from stratagem.core.usage import Meter, Usage
 from stratagem.strategies._agent import Agent
-from stratagem.tools.toolbox import read_only
+from stratagem.tools.toolbox import Toolbox, read_only
 
 GOAL = 0.95
 STRATEGIES = tuple(sorted(sg.Strategy.kinds()))
@@ -248,6 +248,11 @@ def problems_for(strategy: sg.Strategy, first: int, count: int) -> list[Problem]
     return [about.problem("test", first + i) for i in range(count)]
 
 
+def tools_for(strategy: sg.Strategy, problem: Problem) -> Toolbox | None:
+    """The problem's, where the strategy calls any."""
+    return read_only(ToolWorld().functions(problem)) if isinstance(strategy, Agent) else None
+
+
 async def measured(
     base_url: str, model: str, strategy: sg.Strategy, problems: Sequence[Problem], known: set[int]
 ) -> Rates:
@@ -256,7 +261,7 @@ async def measured(
     backend = Noting(base_url, model, permits=64)
 
     async def solved(problem: Problem, seed: int) -> None:
-        tools = read_only(ToolWorld().functions(problem)) if isinstance(strategy, Agent) else ()
+        tools = tools_for(strategy, problem)
         await sg.solve(problem.question, strategy, llm=backend, tools=tools, seed=seed)
 
     try:
