@@ -163,8 +163,8 @@ def main() -> int:
             limited.append(makespan(made, 4) / listed(needs, seconds, 4))
         print(f"{title} ({len(plans)}): makespan over critical path, worst {max(ratios):.4f}", end=" ")
         print(goals.at_most(max(ratios), 1.02))
-        print(f"  with 4 permits over the list schedule, mean {statistics.mean(limited):.4f}", end=" ")
-        print(goals.at_most(statistics.mean(limited), 1.02))
+        print(f"  with 4 permits over the list schedule, worst {max(limited):.4f}", end=" ")
+        print(goals.at_most(max(limited), 1.02))
 
     nothing: dict[str, float] = {}
     wide = drawn(random.Random(3))

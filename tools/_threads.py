@@ -12,9 +12,11 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from stratagem.tools.fair import FairPermits
+
 MOST = 64
 """Threads at a time in one event loop."""
-_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, FairPermits] = WeakKeyDictionary()
 
 
 class Raised(Exception):
@@ -25,9 +27,9 @@ class Raised(Exception):
         self.error = error
 
 
-def room() -> asyncio.Semaphore:
-    """For one more thread in this event loop."""
-    return _rooms.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(MOST))
+def room() -> FairPermits:
+    """For threads in this event loop."""
+    return _rooms.setdefault(asyncio.get_running_loop(), FairPermits(MOST))
 
 
 async def in_thread(call: Callable[[], Any], ended: Callable[[], None]) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -91,9 +91,9 @@ class CallJournal:
         await self.kept.remember({key: json.dumps({**told, "attempts": outcome.attempts})})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Conduct:
-    """What calls go through; each part may be missing."""
+    """What the calls of one plan go through; each part may be missing."""
 
     pay: Pay | None = None
     journal: CallJournal | None = None
@@ -134,7 +134,7 @@ class Conduct:
             call = call.model_copy(update={"tool": tool.name, "arguments": dict(arguments)})
             outcome = await self._otherwise(call, tool, arguments, results, hold)
             attempts += outcome.attempts
-        return replace(outcome, attempts=attempts)
+        return outcome if outcome.attempts == attempts else replace(outcome, attempts=attempts)
 
     async def _otherwise(
         self, call: Call, tool: Tool, arguments: Mapping[str, Any], results: Mapping[str, Any], hold: Hold
@@ -217,10 +217,9 @@ class Conduct:
         """Pay for a call that may be made, and make it."""
         retries = 0 if tool.effect == "destructive" else call.retries
         most = tool.cost * (1 + (tool.retries if retries is None else retries))
-        place = await tool.enter()
-        with ExitStack() as unused:
-            if place is not None:
-                unused.callback(tool.leave, place)
+        place = await tool.enter(self)
+        unused = place  # until the call begins, which then gives it back itself
+        try:
             async with hold():
                 settle = await self._reserved(tool, most)
                 if isinstance(settle, Failed):
@@ -231,8 +230,8 @@ class Conduct:
                     if self.journal is not None and key is not None and tool.effect == "destructive":
                         await self.journal.begin(key)
                     self._tell(ToolStarted, call, tool, arguments)
-                    unused.pop_all()  # the call gives it back itself
-                    outcome = await tool.invoke(checked, retries=retries, entered=(place,))
+                    unused = None
+                    outcome = await tool.invoke(checked, retries=retries, entered=(place,), who=self)
                     error, attempts = _reason(outcome), outcome.attempts
                 finally:
                     cost = attempts * tool.cost
@@ -241,6 +240,9 @@ class Conduct:
                         ToolFinished, call, tool, arguments, seconds=clock() - started, error=error, cost=cost
                     )
                 return outcome
+        finally:
+            if unused is not None:
+                tool.leave(unused)
 
     async def _reserved(self, tool: Tool, most: float) -> Callable[[float], None] | Failed:
         """Hold what a call may cost; gives what to tell its real cost."""

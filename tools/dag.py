@@ -34,6 +34,9 @@ class Problem:
     message: str
 
 
+_NAMED = 20  # of the calls in a cycle
+
+
 class Reference(BaseModel):
     """A call's result, or the part of it that ``path`` leads to by keys and positions from 0."""
 
@@ -282,7 +285,9 @@ def loose_ends(calls: Iterable[Call], known: Iterable[str] = ()) -> list[Problem
     graph = _graph(listed)
     for part in nx.strongly_connected_components(graph):
         if len(part) > 1 or graph.has_edge(*2 * tuple(part)):
-            names = ", ".join(sorted(part))
+            names = ", ".join(sorted(part)[:_NAMED])
+            if len(part) > _NAMED:
+                names += f" and {len(part) - _NAMED} more"
             found += [
                 Problem("cycle", name, f"These wait for each other in a cycle: {names}.")
                 for name in sorted(part)

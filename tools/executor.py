@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -110,6 +110,7 @@ class Execution:
         self._settling: deque[tuple[str, Outcome]] = deque()
         self._busy = False  # somebody further up the stack empties ``_settling``
         self._failed: str | None = None  # the call that stopped everything
+        self._told: set[Problem] = set()
         self._feeding: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
 
@@ -123,7 +124,7 @@ class Execution:
         try:
             async with task_group() as self._group:
                 if isinstance(calls, Plan):
-                    self.report.problems += calls.problems
+                    self._tell(calls.problems)
                     for each in calls.calls:
                         self._add(each)
                     self._all_known()
@@ -153,7 +154,7 @@ class Execution:
             self.report.problems.append(call)
             return
         if call.id in self._calls:
-            self.report.problems.append(duplicate(call.id))
+            self._tell([duplicate(call.id)])
             return
         self._calls[call.id] = call
         self._results.pop(call.id, None)
@@ -190,8 +191,14 @@ class Execution:
             )  # all before what follows: of a cycle every call has failed, none is skipped
         self._follow()
 
+    def _tell(self, problems: Iterable[Problem]) -> None:
+        """Note what is wrong, each once."""
+        new = [each for each in dict.fromkeys(problems) if each not in self._told]
+        self._told.update(new)
+        self.report.problems += new
+
     def _refuse(self, name: str, problems: list[Problem]) -> None:
-        self.report.problems += [each for each in problems if each not in self.report.problems]
+        self._tell(problems)
         failed = Failed("plan", " ".join(problem.message for problem in problems))
         self._settling.append((name, failed))
 

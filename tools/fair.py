@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from types import TracebackType
+from weakref import WeakKeyDictionary
 
 from stratagem.core.errors import ConfigurationError
 
@@ -23,16 +24,22 @@ class FairPermits:
         if permits < 1:
             raise ConfigurationError(f"permits={permits}.", remedy="Give at least one.")
         self._free = permits
+        self._shares: WeakKeyDictionary[object, Share] = WeakKeyDictionary()
         self._waiting: deque[Share] = (
             deque()
         )  # those with somebody waiting, each once; the next in turn first
 
-    def share(self) -> Share:
-        """A share for one agent: ``async with share:`` holds one permit."""
-        return Share(self)
+    def share(self, owner: object | None = None) -> Share:
+        """A share for one agent: ``async with share:`` holds one permit. An owner has the same one each time."""
+        return Share(self) if owner is None else self._shares.setdefault(owner, Share(self))
+
+    @property
+    def free(self) -> bool:
+        """Whether one can be had at once."""
+        return self._free > 0 and not self._waiting
 
     async def _acquire(self, share: Share) -> None:
-        if self._free and not self._waiting:
+        if self.free:
             self._free -= 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -69,10 +76,18 @@ class Share:
         self._permits = permits
         self.line: deque[asyncio.Future[None]] = deque()  # who waits
 
-    async def __aenter__(self) -> None:
+    async def acquire(self) -> None:
+        """Wait for a permit."""
         await self._permits._acquire(self)
+
+    def release(self) -> None:
+        """Give one back."""
+        self._permits._release()
+
+    async def __aenter__(self) -> None:
+        await self.acquire()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._permits._release()
+        self.release()

@@ -26,6 +26,7 @@ from stratagem.tools._limits import Limits
 from stratagem.tools._masking import MASK as MASK
 from stratagem.tools._masking import masked, texts, write_only
 from stratagem.tools._threads import Raised, guarded, in_thread
+from stratagem.tools.fair import FairPermits
 
 Effect: TypeAlias = Literal["read_only", "idempotent", "destructive"]
 Why: TypeAlias = Literal[
@@ -184,12 +185,13 @@ class Tool:
         checked = self.check(arguments)
         return checked if isinstance(checked, Failed) else await self.invoke(checked)
 
-    async def enter(self) -> Entered | None:
+    async def enter(self, who: object | None = None) -> Entered | None:
         """Wait until the function may begin: for its concurrency, its rate and a thread. Done before a permit of a
-        plan is taken, so that who waits here holds none. ``None``: calls that take too long hold all places.
+        plan is taken, so that who waits here holds none; several, as agents, are let in in turn. ``None``: calls
+        that take too long hold all places.
         """
         thread = not inspect.iscoroutinefunction(self.function)
-        return await self._gate().enter(self.rate, self.timeout, thread=thread)
+        return await self._gate().enter(self.rate, self.timeout, thread=thread, who=who)
 
     def leave(self, entered: Entered) -> None:
         """Give up a place that no call has taken."""
@@ -201,17 +203,20 @@ class Tool:
         *,
         retries: int | None = None,
         entered: tuple[Entered | None] | None = None,
+        who: object | None = None,
     ) -> Value | Failed:
         """Call the function with what :meth:`check` gave, again after an error or time-out up to ``retries`` times
-        (by default the tool's own number). ``entered`` is what :meth:`enter` gave for the first of them."""
+        (by default the tool's own number). ``entered`` is what :meth:`enter` gave ``who`` for the first of them."""
         most = 1 + (self.retries if retries is None else retries)
         attempt = 1
-        place = await self.enter() if entered is None else entered[0]
+        place = await self.enter(who) if entered is None else entered[0]
         while isinstance(outcome := await self._attempt(checked, attempt, place), Failed) and attempt < most:
             if outcome.why not in ("error", "timeout"):
                 break
             attempt += 1
-            place = await self.enter()
+            place = await self.enter(who)
+        if not (self.secrets or self.hidden):
+            return outcome
         if isinstance(outcome, Value):
             return replace(outcome, data=self.masked(outcome.data, checked))
         return replace(outcome, message=self.masked(outcome.message, checked))
@@ -224,7 +229,7 @@ class Tool:
             message = f"{self.name} is not called: earlier calls of it, which took too long, still go on."
             return Failed("timeout", message, TimeoutError(message), attempt - 1)
         release = partial(gate.leave, call)
-        running = asyncio.ensure_future(self._begin(checked, release))
+        running = asyncio.ensure_future(self._begin(checked, attempt, release))
         late = False
         try:
             await asyncio.sleep(0)  # one that ends at once needs no timer
@@ -243,20 +248,33 @@ class Tool:
             message = f"{self.name} took longer than {self.timeout:g} s.{goes_on}"
             return Failed("timeout", message, TimeoutError(message), attempt)
         try:
-            result = running.result()
+            return running.result()
         except asyncio.CancelledError as error:
             return Failed("error", f"{self.name} ended as cancelled.", error, attempt)  # by itself
         except Raised as raised:
             why: Why = "timeout" if late else "error"
             cause = raised.error
             return Failed(why, f"{self.name}: {type(cause).__name__}: {_said(cause)}", cause, attempt)
-        return self._bounded(result, attempt)
 
-    def _begin(self, checked: Mapping[str, Any], release: Callable[[], None]) -> Awaitable[Any]:
+    def _begin(
+        self, checked: Mapping[str, Any], attempt: int, release: Callable[[], None]
+    ) -> Awaitable[Value | Failed]:
         """The call; ``release`` when it has ended, a thread also where nobody waits for it any more."""
         if inspect.iscoroutinefunction(self.function):
-            return _releasing(guarded(self.function(**checked)), release)
-        return in_thread(partial(self.function, **checked), release)
+            return _releasing(guarded(self._awaited(self.function(**checked), attempt)), release)
+        return in_thread(partial(self._blocking, checked, attempt), release)
+
+    def _blocking(
+        self, checked: Mapping[str, Any], attempt: int
+    ) -> Value | Failed | Awaitable[Value | Failed]:
+        """In its thread, where also the result is read: it may be an iterator that takes as long as it likes."""
+        result = self.function(**checked)
+        return (
+            self._awaited(result, attempt) if inspect.isawaitable(result) else self._bounded(result, attempt)
+        )
+
+    async def _awaited(self, result: Awaitable[Any], attempt: int) -> Value | Failed:
+        return self._bounded(await result, attempt)
 
     def _bounded(self, result: Any, attempt: int) -> Value | Failed:
         try:
@@ -275,7 +293,7 @@ class Tool:
         if loop not in self._gates:
             for old in [each for each in self._gates if each.is_closed()]:
                 del self._gates[old]
-            permits = None if self.concurrency is None else asyncio.Semaphore(self.concurrency)
+            permits = None if self.concurrency is None else FairPermits(self.concurrency)
             self._gates[loop] = Gate(permits, self.concurrency or 0)
         return self._gates[loop]
 

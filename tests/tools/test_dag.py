@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stratagem.testing.loops import run
 from stratagem.tools.dag import Call, Plan, Problem
-from stratagem.tools.tool import Failed, tool, toolbox
+from stratagem.tools.executor import Execution
+from stratagem.tools.tool import Failed, Value, tool, toolbox
 
 
 @tool
@@ -171,3 +173,19 @@ def test_an_empty_plan() -> None:
     assert plan == Plan(())
     assert plan.critical_path(lambda _: 1.0) == ((), 0.0)
     assert isinstance(Call.parse(None), Problem)
+
+
+def test_what_is_said_of_a_large_faulty_plan_grows_with_it_and_no_faster() -> None:
+    """One cycle of all, each with an argument too many besides."""
+    told: dict[int, int] = {}
+    for size in (100, 1000):
+        calls = [
+            {"id": f"c{i:04}", "tool": "add", "arguments": {"a": {"$ref": f"c{(i + 1) % size:04}"}, "z": i}}
+            for i in range(size)
+        ]
+        plan = Plan.parse(calls, TOOLS)
+        report = run(Execution(TOOLS).run(plan))
+        assert len(plan.problems) == len(report.problems) == 2 * size
+        told[size] = sum(len(each.message) for each in report.problems)
+        assert all(not isinstance(each, Value) for each in report.outcomes.values())
+    assert told[1000] < 12 * told[100]

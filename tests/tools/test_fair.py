@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,11 @@ from hypothesis import strategies as st
 
 import stratagem as sg
 from stratagem.testing.loops import run
+from stratagem.tools._threads import MOST
+from stratagem.tools.dag import Plan
+from stratagem.tools.executor import Execution
 from stratagem.tools.fair import FairPermits
+from stratagem.tools.tool import toolbox
 
 
 @settings(max_examples=60, deadline=None)
@@ -112,3 +117,54 @@ def test_permits_come_back_whoever_is_cancelled_when(permits: int, rng: random.R
 def test_no_permit_is_refused() -> None:
     with pytest.raises(sg.ConfigurationError, match="at least one"):
         FairPermits(0)
+
+
+@pytest.mark.parametrize("limit", [{"concurrency": 1}, {"rate": 1.0}])
+def test_agents_are_let_into_a_tool_in_turn(limit: dict[str, Any]) -> None:
+    """One that asks for ten does not hold up one that asks for two."""
+    order: list[str] = []
+
+    @sg.tool(effect="idempotent", **limit)
+    async def serve(who: str) -> None:
+        """Serve."""
+        order.append(who)
+        await asyncio.sleep(1.0)
+
+    async def main() -> None:
+        box = toolbox(serve)
+        async with asyncio.TaskGroup() as group:
+            for who, n in (("many", 10), ("few", 2)):
+                calls = [{"id": f"c{i}", "tool": "serve", "arguments": {"who": who}} for i in range(n)]
+                group.create_task(Execution(box).run(Plan.parse(calls, box)))
+
+    run(main())
+    assert Counter(order) == {"many": 10, "few": 2}
+    assert order[:6].count("few") == 2, order
+
+
+def test_agents_get_threads_in_turn() -> None:
+    order: list[str] = []
+    begun = threading.Semaphore(0)
+    go_on = threading.Event()
+
+    @sg.tool(effect="idempotent")
+    def block(who: str, i: int) -> None:
+        """Block."""
+        order.append(who)
+        begun.release()
+        go_on.wait()
+
+    async def main() -> None:
+        box = toolbox(block)
+        async with asyncio.TaskGroup() as group:
+            for who, n in (("many", MOST + 20), ("few", 2)):
+                calls = [
+                    {"id": f"c{i}", "tool": "block", "arguments": {"who": who, "i": i}} for i in range(n)
+                ]
+                group.create_task(Execution(box).run(Plan.parse(calls, box)))
+            await asyncio.to_thread(lambda: [begun.acquire() for _ in range(MOST)])
+            assert order == ["many"] * MOST
+            go_on.set()
+
+    asyncio.run(main())
+    assert "few" in order[MOST : MOST + 8]

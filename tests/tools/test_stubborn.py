@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -74,3 +76,27 @@ def test_a_cancellation_ends_the_wait() -> None:
     failed = execution.report.outcomes["a"]
     assert isinstance(failed, Failed)
     assert failed.why == "cancelled"
+
+
+def test_a_result_that_takes_its_time_to_be_read_counts_as_the_call() -> None:
+    """An iterator of a tool that blocks is read in the tool's thread, under its time-out; the loop goes on."""
+    let_go = threading.Event()
+
+    @tool(timeout=0.2)
+    def lines() -> Iterable[int]:
+        """Lines, one by one."""
+        yield 1
+        let_go.wait()
+        yield 2
+
+    async def main() -> tuple[Value | Failed, Value | Failed]:
+        try:
+            late = await lines()
+        finally:
+            let_go.set()
+        return late, await lines()
+
+    late, good = asyncio.run(main())
+    assert isinstance(late, Failed)
+    assert late.why == "timeout"
+    assert good == Value([1, 2])
