@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,7 +16,7 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     ``enum``, of a reference that leads nowhere, or round in a circle, ``{}``."""
     seen: set[str] = set()
     while isinstance(schema, Mapping) and isinstance(reference := schema.get("$ref"), str):
-        if reference in seen or not reference.startswith("#"):
+        if reference in seen or not (reference == "#" or reference.startswith("#/")):
             return _ANYTHING
         seen.add(reference)
         schema = _at(reference[1:], root)
@@ -36,3 +37,15 @@ def _at(pointer: str, root: Any) -> Any:
         else:
             return None
     return place
+
+
+def written(keys: Iterable[str]) -> dict[str, str]:
+    """By key, a name that the plan notation can write; of two that would be the same the later has a ``_`` more."""
+    names: dict[str, str] = {}
+    for key in keys:
+        name = re.sub(r"\W", "_", key, flags=re.ASCII)
+        name = name if name[:1].isalpha() or name[:1] == "_" else f"_{name}"
+        while name in names.values():
+            name += "_"
+        names[key] = name
+    return names

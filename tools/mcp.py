@@ -1,22 +1,24 @@
 """Tools of MCP servers as ours, and ours on an MCP server, over stdio and HTTP.
 
-Through the official library (``pip install 'stratagem[mcp]'``); see https://modelcontextprotocol.io. A server's
-hints say what a second call does: ``readOnlyHint`` is ``read_only``, ``idempotentHint`` is ``idempotent``, else
-``destructive``. A server that dies, hangs or talks nonsense is a failed call, and never a hang; the next call
-starts it or connects to it again.
+Through the official library (``pip install 'stratagem[mcp]'``); see https://modelcontextprotocol.io. A server that
+dies, hangs or talks nonsense is a failed call, and never a hang; the next call starts it or connects to it again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from stratagem.core.address import public
 from stratagem.core.errors import ConfigurationError, MissingExtraError, root_cause
+from stratagem.tools._schemas import written
+from stratagem.tools.conduct import Approve, Conduct
+from stratagem.tools.dag import Call
 from stratagem.tools.schema_tool import schema_tool
 from stratagem.tools.tool import Effect, Failed, Tool, toolbox
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _MOST_PAGES = 100  # of a list of tools
 _CONNECT = 30.0  # seconds to connect, and to send
@@ -40,11 +44,17 @@ async def mcp_tools(
     env: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
     auth: httpx2.Auth | None = None,
+    prefix: str = "",
+    effect: Effect | Literal["hinted"] | Mapping[str, Effect] = "destructive",
     timeout: float = 30.0,  # noqa: ASYNC109 - of each call later on
     connect_timeout: float = 30.0,
     secrets: Sequence[str] = (),
 ) -> AsyncIterator[list[Tool]]:
     """The tools of an MCP server, for as long as the block lasts.
+
+    A tool whose schema nothing can be made of is left out, and the logger ``stratagem.tools.mcp`` warns of it. Of
+    images, audio and other bytes in a result, kind, MIME type and size are given. Other limits than the time-out
+    are set by :meth:`stratagem.tools.tool.Tool.replace`.
 
     Args:
         server: the URL of one, or the command that starts one, which then ends with the block.
@@ -52,14 +62,26 @@ async def mcp_tools(
         headers: sent to a URL with each request, as ``{"Authorization": "Bearer ..."}``. Their values are masked as
             ``secrets`` are.
         auth: signs requests to a URL, as the OAuth providers of the library do.
+        prefix: of all names, for servers whose tools have the same ones: ``weather_``.
+        effect: what a second call of a tool does, of all or by the server's own names of them. A server's hints are
+            its own word, on which the protocol says not to rely; so by default, and where a mapping says nothing,
+            all are ``destructive``: asked for where there is anybody to ask, never retried, never shared.
+            ``"hinted"`` trusts the server: ``readOnlyHint`` is ``read_only``, ``idempotentHint`` ``idempotent``.
         timeout: seconds of each call.
         connect_timeout: seconds until the server has told its tools.
         secrets: values, such as those of ``env``, to mask in results, failures and traces.
 
     Raises:
         MissingExtraError: the library is not installed.
-        ConfigurationError: there is no such server, or it does not answer.
+        ConfigurationError: there is no such server, it does not answer or breaks the protocol; or ``effect`` has a
+            value or names a tool that there is not.
     """
+    effects = effect.values() if isinstance(effect, Mapping) else [effect]
+    known = get_args(Effect) if isinstance(effect, Mapping) else (*get_args(Effect), "hinted")
+    if unknown := [each for each in effects if each not in known]:
+        raise ConfigurationError(
+            f"MCP tools: effect {unknown[0]!r}.", remedy=f"Known are: {', '.join(known)}."
+        )
     try:
         from mcp import Client, StdioServerParameters
     except ImportError as error:
@@ -94,7 +116,21 @@ async def mcp_tools(
         except Exception as error:  # what the library raises for it is not one tree
             why = _cause(root_cause(error), server, secrets)
             raise ConfigurationError(f"The MCP server {_shown(server)} cannot be used: {why}.") from error
-        yield [_of(connected, each, timeout, secrets) for each in listed]
+        if isinstance(effect, Mapping) and (unnamed := sorted(effect.keys() - listed.keys())):
+            raise ConfigurationError(
+                f"The MCP server {_shown(server)} has no tool {unnamed[0]!r}.",
+                remedy=f"effect= may name: {', '.join(listed) or 'none'}.",
+            )
+        names = written(prefix + each for each in listed)
+        tools: list[Tool] = []
+        for key, told in listed.items():
+            try:
+                tool = _of(connected, told, names[prefix + key], secrets)
+            except ConfigurationError as error:
+                _log.warning("Tool %r of the MCP server %s is left out. %s", key, _shown(server), error)
+            else:
+                tools.append(tool.replace(effect=_effect(told, effect), timeout=timeout))
+        yield tools
     finally:
         await connected.leave()
 
@@ -210,8 +246,10 @@ class _Connection:
             await asyncio.wait({self._holding}, timeout=_PARTING)
 
 
-def mcp_server(tools: Iterable[Tool], *, name: str = "stratagem") -> Server[Any]:
-    """A server of the official library with these tools; :func:`serve_mcp` runs one.
+def mcp_server(
+    tools: Iterable[Tool], *, name: str = "stratagem", approve: Approve | None = None
+) -> Server[Any]:
+    """A server of the official library with these tools; :func:`serve_mcp` runs one, and explains ``approve``.
 
     Raises:
         MissingExtraError: the library is not installed.
@@ -223,6 +261,7 @@ def mcp_server(tools: Iterable[Tool], *, name: str = "stratagem") -> Server[Any]
     except ImportError as error:
         raise MissingExtraError("MCP servers", "mcp") from error
     box = toolbox(*tools)
+    conduct = Conduct(approve=approve)
 
     async def listing(_: Any, __: Any) -> types.ListToolsResult:
         return types.ListToolsResult(
@@ -241,10 +280,13 @@ def mcp_server(tools: Iterable[Tool], *, name: str = "stratagem") -> Server[Any]
             ]
         )
 
-    async def calling(_: Any, asked: types.CallToolRequestParams) -> types.CallToolResult:
+    async def calling(context: Any, asked: types.CallToolRequestParams) -> types.CallToolResult:
         if asked.name not in box:
             return _told(types, f"There is no tool {asked.name!r}.", None, failed=True)
-        outcome = await box[asked.name](**(asked.arguments or {}))
+        arguments = asked.arguments or {}
+        # Not validated: data that looks like a reference is data here.
+        call = Call.model_construct(id=str(context.request_id), tool=asked.name, arguments=arguments)
+        outcome = await conduct.make(call, box[asked.name], arguments, {}, None)
         if isinstance(outcome, Failed):
             return _told(types, outcome.message, None, failed=True)
         return _told(
@@ -260,19 +302,23 @@ async def serve_mcp(
     name: str = "stratagem",
     port: int | None = None,
     host: str = "127.0.0.1",
+    approve: Approve | None = None,
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve tools until cancelled, or until the other side ends.
 
     Args:
         port: of HTTP (0: any that is free); ``None`` serves over this process's stdin and stdout.
-        host: loopback, unless told otherwise. There is no log-in: whoever reaches it may call every tool.
+        host: loopback, unless told otherwise. There is no log-in: whoever reaches it may call every tool that
+            ``approve`` does not stand before.
+        approve: asked before each call of a destructive tool, as :class:`~stratagem.tools.toolbox.Toolbox` asks; a
+            call that is not allowed, or not yet, is an error that the other side reads. Without it none is asked.
         started: told the URL once it listens.
 
     Raises:
         ConfigurationError: the port is taken.
     """
-    server = mcp_server(tools, name=name)
+    server = mcp_server(tools, name=name, approve=approve)
     if port is None:
         from mcp.server.stdio import stdio_server
 
@@ -300,12 +346,12 @@ def _told(kinds: Any, text: str, structured: dict[str, Any] | None, *, failed: b
     return result
 
 
-async def _listed(client: Client) -> list[types.Tool]:
-    found: list[types.Tool] = []
+async def _listed(client: Client) -> dict[str, types.Tool]:
+    found: dict[str, types.Tool] = {}
     cursor: str | None = None
     for _ in range(_MOST_PAGES):
         page = await client.list_tools(cursor=cursor)
-        found += page.tools
+        found |= {each.name: each for each in page.tools}
         cursor = page.next_cursor
         if not cursor:
             break
@@ -316,29 +362,51 @@ class _ToolError(Exception):
     """A server says that a call has failed."""
 
 
-def _of(server: _Server, told: types.Tool, timeout: float, secrets: Sequence[str]) -> Tool:
+def _of(server: _Server, told: types.Tool, name: str, secrets: Sequence[str]) -> Tool:
     async def function(**arguments: Any) -> Any:
         result = await server.call(lambda client: client.call_tool(told.name, arguments))
-        texts = [part.text for part in result.content if part.type == "text"]
         if result.is_error:
-            raise _ToolError(" ".join(texts) or "no reason given")
-        if result.structured_content is not None:
-            content = result.structured_content
-            return content["result"] if content.keys() == {"result"} else content
-        return texts[0] if len(texts) == 1 else texts
+            parts = [part if isinstance(part, str) else json.dumps(part) for part in _contents(result)]
+            raise _ToolError(" ".join(parts) or "no reason given")
+        return _data(result)
 
-    return schema_tool(
-        told.name,
-        told.description or "",
-        told.input_schema,
-        function,
-        effect=_effect(told),
-        timeout=timeout,
-        secrets=secrets,
-    )
+    return schema_tool(name, told.description or told.name, told.input_schema, function, secrets=secrets)
 
 
-def _effect(told: types.Tool) -> Effect:
+def _data(result: types.CallToolResult) -> Any:
+    """What a call gave; text beside structured data says the same once more."""
+    parts = _contents(result)
+    data = result.structured_content
+    if data is None:
+        return parts[0] if len(parts) == 1 else parts
+    if isinstance(data, dict) and data.keys() == {"result"}:
+        data = data["result"]
+    others = [part for part in parts if not isinstance(part, str)]
+    return {"result": data, "content": others} if others else data
+
+
+def _contents(result: types.CallToolResult) -> list[str | dict[str, Any]]:
+    """Texts, and of anything else what it is: a model has no use for its bytes."""
+    parts: list[str | dict[str, Any]] = []
+    for each in result.content:
+        if each.type == "text":
+            parts.append(each.text)
+            continue
+        held: Any = each.resource if each.type == "resource" else each
+        told = held.model_dump(mode="json", include={"uri", "name", "mime_type", "text", "description"})
+        data = getattr(held, "data", getattr(held, "blob", None))
+        told["bytes"] = (
+            getattr(held, "size", None) if data is None else len(data) * 3 // 4 - data.count("=", -2)
+        )
+        parts.append({"type": each.type, **{key: value for key, value in told.items() if value is not None}})
+    return parts
+
+
+def _effect(told: types.Tool, effect: Effect | Literal["hinted"] | Mapping[str, Effect]) -> Effect:
+    if isinstance(effect, Mapping):
+        return effect.get(told.name, "destructive")
+    if effect != "hinted":
+        return effect
     hints = told.annotations
     if hints is not None and hints.read_only_hint:
         return "read_only"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from referencing import Registry
 
 from stratagem.core.errors import ConfigurationError
-from stratagem.tools._schemas import resolved
+from stratagem.tools._schemas import resolved, written
 from stratagem.tools.tool import MOST_SAID, Effect, Tool
 
 # At the top of a schema, what says the same as the merged properties, or what no model's server takes there.
@@ -181,18 +181,6 @@ def _merged(schema: Any, root: Mapping[str, Any]) -> tuple[dict[str, Any], set[s
             several = {"allOf" if key == "allOf" else "anyOf": distinct}
             properties.setdefault(name, distinct[0] if len(distinct) == 1 else several)
     return {**properties, **{name: {} for name in sorted(required) if name not in properties}}, required, more
-
-
-def written(keys: Iterable[str]) -> dict[str, str]:
-    """By key, a name that the plan notation can write; of two that would be the same the later has a ``_`` more."""
-    names: dict[str, str] = {}
-    for key in keys:
-        name = re.sub(r"\W", "_", key, flags=re.ASCII)
-        name = name if name[:1].isalpha() or name[:1] == "_" else f"_{name}"
-        while name in names.values():
-            name += "_"
-        names[key] = name
-    return names
 
 
 def _renamed(

@@ -50,8 +50,10 @@ async def die() -> None:
     os.kill(os.getpid(), 9)
 
 
-def raw(kind: str) -> None:
-    """Speaks the protocol by hand, and answers calls badly."""
+def raw(kind: str, given: str = "") -> None:
+    """Speaks the protocol by hand, and answers calls badly; or has the tools, or gives the result, that are
+    ``given``."""
+    listed = json.loads(given) if kind == "tools" else [{"name": "t", "inputSchema": {"type": "object"}}]
     texts = {"noise": "fine", "huge": "x" * 3_000_000}
     for line in sys.stdin:
         asked = json.loads(line)
@@ -62,7 +64,7 @@ def raw(kind: str) -> None:
             told = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": server}
             told = {"result": told}
         elif asked["method"] == "tools/list":
-            told = {"result": {"tools": [{"name": "t", "inputSchema": {"type": "object"}}]}}
+            told = {"result": {"tools": listed}}
         elif asked["method"] == "tools/call":
             if kind == "deaf":
                 return
@@ -70,6 +72,10 @@ def raw(kind: str) -> None:
                 print("starting ...", flush=True)
             content: Any = [{"type": "text", "text": texts.get(kind, "")}]
             told = {"result": {"content": 17 if kind == "malformed" else content}}
+            if kind == "tools":
+                content[0]["text"] = json.dumps(asked["params"])
+            if kind == "result":
+                told = {"result": json.loads(given)}
             if kind == "refusal":
                 told = {"error": {"code": -32000, "message": "no way"}}
         if "id" in asked:
@@ -148,7 +154,7 @@ if __name__ == "__main__":
     elif sys.argv[1] == "silent":
         sys.stdin.read()
     elif sys.argv[1] == "raw":
-        raw(sys.argv[2])
+        raw(*sys.argv[2:])
     elif sys.argv[1] == "sessions":
         sessions(sys.argv[2] == "hang")
     elif sys.argv[1] == "gone":

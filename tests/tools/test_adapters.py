@@ -143,14 +143,14 @@ def test_arguments_are_checked_by_all_of_a_schema_but_nothing_is_fetched() -> No
 async def over(transport: str, limit: float = 20.0) -> AsyncIterator[dict[str, Tool]]:
     """The tools of the child, over stdio or HTTP."""
     if transport == "stdio":
-        async with mcp_tools([*CHILD, "stdio"], timeout=limit) as tools:
+        async with mcp_tools([*CHILD, "stdio"], timeout=limit, effect="hinted") as tools:
             yield {each.name: each for each in tools}
         return
     child = await asyncio.create_subprocess_exec(*CHILD, "http", stdout=asyncio.subprocess.PIPE)
     try:
         assert child.stdout is not None
         url = (await child.stdout.readline()).decode().strip()
-        async with mcp_tools(url, timeout=limit) as tools:
+        async with mcp_tools(url, timeout=limit, effect="hinted") as tools:
             yield {each.name: each for each in tools}
     finally:
         if child.returncode is None:
@@ -178,7 +178,7 @@ def test_tools_of_a_server(transport: str) -> None:
             }  # fmt: skip
             assert signature(tools["add"]) == "add(a: integer, b: integer = 1): a and b together."
             both = await asyncio.gather(tools["add"](a=2, b=3), tools["record"](n=3))
-            assert both == [Value(5), Value({"below": [0, 1, 2]})]
+            assert list(both) == [Value(5), Value({"below": [0, 1, 2]})]
             failed = await tools["fail"](why="because")
             assert isinstance(failed, Failed)
             assert "ValueError: because" in failed.message

@@ -75,6 +75,15 @@ ODD: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]], list[dict[str, A
         [{"x": 1}],
         [{"x": "y"}],
     ),
+    "a name in place of a pointer": (
+        {
+            "$defs": {"A": {"$anchor": "a", "type": "integer"}},
+            "properties": {"x": {"$ref": "#a"}},
+        },
+        "f(x?: any)",
+        [{"x": 1}],
+        [{"x": "y"}],
+    ),
     "itself": (
         {"properties": {"n": {"type": "integer"}, "inner": {"$ref": "#"}}, "additionalProperties": False},
         "f(n?: integer, inner?: {n: integer, inner: object})",
