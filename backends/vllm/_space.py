@@ -19,7 +19,11 @@ FIELDS = (
 )  # none changes what is answered
 KV_TYPE = "kv_cache_dtype"  # does, and is searched on demand
 NONE = "none"  # no speculation
-METHODS = ("ngram", *(method for method in OWN if method != "retrieval"))  # need no model and no file
+METHODS = (
+    "ngram",
+    "suffix",
+    *(method for method in OWN if method != "retrieval"),
+)  # need no model and no file
 _WIDE = 16  # a range whose end is so many times its beginning is searched by ratios
 
 
@@ -113,9 +117,9 @@ def _speculative(
     allowed = [name for name in candidates if name in (own, NONE) or possible(_with(base, name, {}))]
     yield "speculative", Choices(tuple(allowed))
     how = base.speculative or Speculative()
-    if any(name != NONE for name in allowed):
+    if how.depth is not None and any(name != NONE for name in allowed):
         yield "speculative.depth", _dimension(Speculative, "depth", how.depth)
-    if any(name.startswith("ngram") for name in allowed):
+    if how.prompt_lookup_max is not None and any(name.startswith("ngram") for name in allowed):
         name = "prompt_lookup_max"
         yield f"speculative.{name}", _dimension(Speculative, name, how.prompt_lookup_max)
 
@@ -166,7 +170,7 @@ def applied(base: Profile, values: Mapping[str, Any]) -> Profile:
         made = _with(made, values["speculative"], nested)
     tokens, seqs = made.max_num_batched_tokens, made.max_num_seqs
     if "max_num_batched_tokens" in values and tokens is not None and seqs is not None:
-        each = 1 if made.speculative is None else 1 + made.speculative.depth
+        each = 1 if made.speculative is None else 1 + (made.speculative.depth or 0)
         made = made.model_copy(update={"max_num_batched_tokens": max(tokens, seqs * each)})
     return made
 

@@ -43,10 +43,15 @@ class TrialFile:
             whole = data[: data.rfind(b"\n") + 1]
             os.ftruncate(file, len(whole))  # cut off the line that a kill has torn
             lines = list(_parsed(path, whole))
-            made = cls(path, file, lines[0] if lines else {"asked": dict(asked), **found}, lines[1:])
-            if not lines:
-                made._write(made.header)
-            made._check(folder, asked)
+            fresh = {"asked": dict(asked), **found}
+            made = cls(path, file, lines[0] if lines else fresh, lines[1:])
+            there = made._asked()
+            if made.lines:
+                _same(folder, there, asked)
+            else:  # nothing was measured yet: what was asked for may have been what failed
+                os.ftruncate(file, 0)
+                made.header = fresh
+                made._write(fresh)
         except BaseException:
             os.close(file)
             raise
@@ -70,20 +75,25 @@ class TrialFile:
         except OSError as error:
             raise StoreError(f"Cannot write {self._path}: {error.strerror}.") from error
 
-    def _check(self, folder: Path, asked: Mapping[str, Any]) -> None:
-        there, now = self.header.get("asked"), json.loads(json.dumps(asked))
+    def _asked(self) -> Mapping[str, Any]:
+        there = self.header.get("asked")
         if not isinstance(there, dict):
             raise StoreError(f"{self._path} is not the file of a search.", remedy="Give another folder.")
-        differing = [
-            f"{key} is {there.get(key)!r} there and {now.get(key)!r} now"
-            for key in dict.fromkeys((*there, *now))
-            if there.get(key) != now.get(key)
-        ]
-        if differing:
-            raise ConfigurationError(
-                f"{folder} holds a search of something else: {'; '.join(differing)}.",
-                remedy="Give another folder, or the settings that are there.",
-            )
+        return there
+
+
+def _same(folder: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    now = json.loads(json.dumps(asked))
+    differing = [
+        f"{key} is {there.get(key)!r} there and {now.get(key)!r} now"
+        for key in dict.fromkeys((*there, *now))
+        if there.get(key) != now.get(key)
+    ]
+    if differing:
+        raise ConfigurationError(
+            f"{folder} holds a search of something else: {'; '.join(differing)}.",
+            remedy="Give another folder, or the settings that are there.",
+        )
 
 
 def _parsed(path: Path, data: bytes) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ async def connect_vllm(
         BackendTimeoutError, UnavailableError: it did not start, as :class:`VLLMServer` says.
     """
     planned = await asyncio.to_thread(plan, profile, flags, workload=workload, python=python)
+    for note in planned.notes:
+        warnings.warn(note, stacklevel=3)
     async with VLLMServer(model, planned.arguments, python=python, **options) as server:
         backend = OpenAIBackend(server.url, server.name, permits=permits or planned.profile.permits)
         try:

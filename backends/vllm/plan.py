@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stratagem.backends.vllm._checks import checked
+from stratagem.backends.vllm._checks import checked, notes
 from stratagem.backends.vllm.hardware import Hardware, Installed
 from stratagem.backends.vllm.profiles import Profile, Workload, known, profile
 
@@ -25,10 +25,15 @@ class Plan:
         """All flags, without the model."""
         return [*self.profile.arguments(), *self.flags]
 
+    @property
+    def notes(self) -> list[str]:
+        """What is worth saying before it is started."""
+        return list(notes(self.profile, self.installed))
+
     def command(self, model: str, flags: Sequence[str] = ()) -> str:
         """The line that does the same by hand; with further flags at its end."""
         # That of the build for CPUs has no command of its own.
-        named = self.installed.command if self.installed is not None else self.hardware.device == "gpu"
+        named = self.installed.command if self.installed is not None else self.hardware.device != "cpu"
         return self.profile.command(model, [*self.flags, *flags], module=not named)
 
 

@@ -69,12 +69,16 @@ class Speculative(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Method = parameter("ngram", "Where guesses come from.")
-    depth: int = parameter(4, "Most tokens guessed at a time.", search=(1, 8), ge=1)
+    depth: int | None = parameter(
+        4, "Most tokens guessed at a time; none: as vLLM has it.", search=(1, 8), ge=1
+    )
     model: str | None = parameter(
         None, "Draft model or heads; of custom_class the class, as package.module.Class."
     )
-    prompt_lookup_max: int = parameter(4, "ngram: longest run of tokens to look for.", search=(2, 8), ge=1)
-    prompt_lookup_min: int = parameter(2, "ngram: shortest run of tokens to look for.", ge=1)
+    prompt_lookup_max: int | None = parameter(
+        4, "ngram: longest run of tokens to look for; none: as vLLM has it.", search=(2, 8), ge=1
+    )
+    prompt_lookup_min: int | None = parameter(2, "ngram: shortest run of tokens to look for.", ge=1)
     extra: Mapping[str, Any] = Field(default={}, description="Further keys of vLLM's --speculative-config.")
 
     def config(self) -> dict[str, Any]:
@@ -82,26 +86,24 @@ class Speculative(BaseModel):
         found: dict[str, Any] = {"method": self.method, "num_speculative_tokens": self.depth}
         if self.method in OWN:
             found |= {"method": "custom_class", "model": OWN[self.method]}
-        elif self.model is not None:
+        else:
             found["model"] = self.model
         if self.method.startswith("ngram"):
-            found |= {
-                "prompt_lookup_max": self.prompt_lookup_max,
-                "prompt_lookup_min": self.prompt_lookup_min,
-            }
-        return found | dict(self.extra)
+            found |= {key: getattr(self, key) for key in _LOOKUP}
+        return {key: value for key, value in found.items() if value is not None} | dict(self.extra)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Self:
-        """From a value of `--speculative-config`. Raises ValidationError."""
+        """From a value of `--speculative-config`; what it does not say is left to vLLM. Raises ValueError."""
         told = dict(config)
-        fields = {key: told.pop(key) for key in ("method", "model", *_LOOKUP) if key in told}
-        if "num_speculative_tokens" in told:
-            fields["depth"] = told.pop("num_speculative_tokens")
-        own = [method for method, name in OWN.items() if name == fields.get("model")]
+        if "method" not in told:
+            raise ValueError("vLLM itself finds out the method.")
+        lookup = _LOOKUP if str(told["method"]).startswith("ngram") else ()
+        fields = {key: told.pop(key, None) for key in ("method", "model", *lookup)}
+        fields["depth"] = told.pop("num_speculative_tokens", None)
+        own = [method for method, name in OWN.items() if name == fields["model"]]
         if own:
-            fields["method"] = own[0]
-            del fields["model"]
+            fields |= {"method": own[0], "model": None}
         return cls.model_validate(fields | {"extra": told})
 
 
@@ -221,6 +223,44 @@ class Profile(BaseModel):
                 rest += [word, *([] if equals else values)]
         return self.model_copy(update=changes), rest
 
+    def given(self, arguments: Mapping[str, Any]) -> tuple[Profile, dict[str, Any]]:
+        """The profile with these fields of vLLM's `AsyncEngineArgs` in place of its own, and those that it has not.
+
+        Raises ConfigurationError.
+        """
+        changes: dict[str, Any] = {}
+        rest: dict[str, Any] = {}
+        for name, value in arguments.items():
+            field = _FLAGS.get(name.replace("_", "-"))
+            if field is None:
+                rest[name] = value
+            elif field == "speculative" and value is not None:
+                try:
+                    changes[field] = Speculative.of_config(value)
+                except ValueError:
+                    changes[field], rest[name] = None, value
+            else:
+                changes[field] = value / _GIB if field == "kv_cache_gib" and value is not None else value
+        return _changed(self, changes), rest
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """As fields of vLLM's `AsyncEngineArgs`, without what only its server has."""
+        found: dict[str, Any] = {}
+        for name, field in _FLAGS.items():
+            value = getattr(self, field)
+            if value is None or value == () or field in _OF_SERVER:
+                continue
+            if isinstance(value, Speculative):
+                value = value.config()
+            elif field == "kv_cache_gib":
+                value = int(value * _GIB)
+            elif isinstance(value, tuple):
+                value = list(value)
+            elif value == "auto" and field == "max_model_len":
+                value = -1  # as vLLM's parser of flags has it
+            found[name.replace("-", "_")] = value
+        return found
+
     @property
     def permits(self) -> int:
         """Sequences that a client should keep in flight: the batch and one more in the server's queue, so that a
@@ -228,6 +268,7 @@ class Profile(BaseModel):
         return 2 * (self.max_num_seqs or 64)
 
 
+_OF_SERVER = ("enable_prompt_tokens_details", "disable_uvicorn_access_log")
 _FLAG_OF = {"kv_cache_gib": "kv-cache-memory-bytes", "speculative": "speculative-config"}
 _FLAGS = {_FLAG_OF.get(field, field.replace("_", "-")): field for field in Profile.model_fields}
 
@@ -270,8 +311,8 @@ def agent(hardware: Hardware, workload: Workload) -> Profile:
 def latency(hardware: Hardware, workload: Workload) -> Profile:
     """Few requests, each as fast as it can be: small batches, and guesses ahead.
 
-    On a GPU from the prompt, by vLLM's own n-grams. On a CPU by methods of this package merged: vLLM's own sample
-    wrongly there, as :mod:`~stratagem.backends.vllm.speculative.sampling` says.
+    On a GPU from the prompt, by vLLM's own n-grams. On a CPU by methods of this package merged, which have more
+    to guess from and cost no GPU its time.
     """
     seqs = min(workload.concurrency, 8)
     method: Method = "merged" if hardware.device == "cpu" else "ngram"
@@ -289,7 +330,7 @@ def latency(hardware: Hardware, workload: Workload) -> Profile:
 
 def throughput(hardware: Hardware, workload: Workload) -> Profile:
     """As many tokens a second as it can give: large batches, compiled, no speculation."""
-    large = hardware.device == "gpu" and hardware.memory >= 70
+    large = hardware.device != "cpu" and hardware.memory >= 70
     seqs = max(workload.concurrency, 1024 if large else 256)
     return _base(hardware, workload).model_copy(
         update={
@@ -340,9 +381,12 @@ def profile(name: str, hardware: Hardware, workload: Workload | None = None, **c
     Raises:
         ConfigurationError: there is no such profile, or a field or its value makes no sense.
     """
-    made = known(name)(hardware, workload or Workload())
+    return _changed(known(name)(hardware, workload or Workload()), changes)
+
+
+def _changed(made: Profile, changes: Mapping[str, Any]) -> Profile:
     try:
-        return Profile.model_validate(made.model_dump() | changes)
+        return Profile.model_validate({**made.model_dump(), **changes})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -372,6 +416,6 @@ def _tokens(hardware: Hardware) -> int:
 
 def _kv_space(hardware: Hardware, share: float) -> float | None:
     """GiB on a CPU, where vLLM by itself takes nearly all memory; a GPU is the server's own."""
-    if hardware.device == "gpu":
+    if hardware.device != "cpu":
         return None
     return min(max(math.floor(hardware.free * share * 4) / 4, 0.25), 64.0)

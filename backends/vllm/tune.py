@@ -34,7 +34,7 @@ from stratagem.backends.vllm._space import (
 )
 from stratagem.backends.vllm._trials import TrialFile
 from stratagem.backends.vllm.plan import Plan, plan
-from stratagem.backends.vllm.profiles import OWN, Profile, Workload
+from stratagem.backends.vllm.profiles import Profile, Workload
 from stratagem.backends.vllm.server import VLLMServer
 from stratagem.core.backend import Request
 from stratagem.core.concurrency import task_group
@@ -263,7 +263,7 @@ async def tune(
     trials: int = 20,
     repeats: int = 3,
     fields: Sequence[str] = FIELDS,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] = METHODS,
     seed: int = 0,
     python: str | Path | None = None,
     startup_timeout: float = 1800.0,
@@ -287,7 +287,7 @@ async def tune(
         fields: what is searched: of max_num_seqs, max_num_batched_tokens, block_size, speculative, and
             kv_cache_dtype, which changes what is answered.
         methods: of speculation to try, where they are possible here; by default those that need no model and no
-            file, on a CPU ours alone, since vLLM's own change there what is sampled.
+            file.
         listener: is called with each trial as it ends.
         log: is called with each line that a server writes.
 
@@ -306,8 +306,6 @@ async def tune(
         )
     most = max(workload.concurrency, *(request.n for request in requests))  # sequences at a time
     planned = await asyncio.to_thread(plan, profile, flags, workload=workload, python=python)
-    if methods is None:
-        methods = [each for each in METHODS if each in OWN or planned.hardware.device != "cpu"]
     fixed = {
         name for name in Profile.model_fields if getattr(_EMPTY.overridden(flags)[0], name) not in (None, ())
     }

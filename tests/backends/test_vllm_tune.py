@@ -45,7 +45,9 @@ REQUESTS = [Request((Message("user", f"What is {i} + {i}?"),)) for i in range(8)
 def possible(hardware: Hardware, version: str = "0.32.0") -> Callable[[Profile], bool]:
     def can(made: Profile) -> bool:
         try:
-            checked(made, hardware, Installed(version=version, device=hardware.device))
+            checked(
+                made, hardware, Installed(version=version, device=hardware.device, suffix=version > "0.3")
+            )
         except sg.ConfigurationError:
             return False
         return True
@@ -73,7 +75,7 @@ def test_only_what_is_possible_and_of_use_is_searched() -> None:
     assert found["block_size"] == Choices((32, 64, 128)), "16 does not start on a CPU"
     assert found["kv_cache_dtype"] == Choices(("auto", "fp8"))
     assert found["speculative"] == Choices(("none", *METHODS))
-    assert {"ngram", "recycling", "trie", "merged"} <= set(METHODS)
+    assert {"ngram", "suffix", "recycling", "trie", "merged"} <= set(METHODS)
     assert full(profile("agent", H100), H100)["block_size"] == Choices((16, 32, 64, 128))
     a100 = H100.model_copy(update={"name": "A100", "capability": (8, 0)})
     assert full(profile("agent", a100), a100)["kv_cache_dtype"] == Choices(("auto",))
@@ -92,6 +94,13 @@ def test_the_profiles_own_values_are_in_the_space() -> None:
     assert full(wide)["max_num_seqs"] == Integers(1, 500)
     assert full(wide)["block_size"] == Choices((256, 32, 64, 128))
     assert "block_size" not in full(BASE.model_copy(update={"block_size": None})), "left to vLLM"
+
+
+def test_settings_of_speculation_that_are_left_to_vllm_are() -> None:
+    base = BASE.model_copy(update={"speculative": Speculative.of_config({"method": "suffix"})})
+    found = full(base)
+    assert "speculative.depth" not in found
+    assert applied(base, values_of(base, found)).speculative == base.speculative
 
 
 def test_a_draft_model_keeps_its_own_settings() -> None:
@@ -290,6 +299,18 @@ def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
         searched(tmp_path, Surface(), asked={"model": "x"})
     with pytest.raises(sg.ConfigurationError, match="seed is 0 there and 1 now"):
         searched(tmp_path, Surface(), seed=1)
+
+
+def test_a_search_whose_first_trial_failed_may_be_asked_for_otherwise(tmp_path: Path) -> None:
+    def failing(_: Profile) -> Measurement:
+        raise UnavailableError("no")
+
+    with pytest.raises(UnavailableError):
+        searched(tmp_path, Surface(failing), trials=2)
+    found = searched(tmp_path, Surface(), trials=2, asked={"model": "x"}, seed=1)
+    assert len(found.trials) == 2
+    again = searched(tmp_path, Surface(failing), trials=2, asked={"model": "x"}, seed=1)
+    assert again.trials == found.trials, "and what was measured then stays"
 
 
 @pytest.mark.parametrize(

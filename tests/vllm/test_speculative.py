@@ -1,10 +1,11 @@
-"""Our own proposers in a real vLLM: what is decoded stays what it was."""
+"""Speculation in a real vLLM, by our own proposers and by its own: what is decoded stays what it was."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +34,12 @@ from vllm_kit import FLAGS, MINI, asked, counter, run, serving
 
 pytestmark = pytest.mark.vllm
 QUESTIONS = [skill("words").problem("test", index).question for index in range(16)]
-OPEN = "Tell me of two numbers."  # what the model was not trained on: it may go on in many ways
+# What the model was not trained on: it may go on in many ways, some of them as the prompt did.
+OPEN = "Tell me of two numbers. The picked"
+DRAWN = [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8)]  # temperature and top-p
+THEIRS: dict[str, dict[str, int]] = {"ngram": {"prompt_lookup_min": 1, "prompt_lookup_max": 4}}
+if find_spec("arctic_inference"):
+    THEIRS["suffix"] = {}
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +54,28 @@ def plain(server: VLLMServer) -> list[str]:
     return texts
 
 
-@pytest.fixture(scope="module", params=OWN)
+@pytest.fixture(scope="module")
+def spread(server: VLLMServer) -> dict[tuple[float, float], Counter[str]]:
+    """How often a server that guesses nothing draws each beginning, by temperature and top-p."""
+    found: dict[tuple[float, float], Counter[str]] = {}
+
+    async def main(backend: OpenAIBackend) -> None:
+        for how in DRAWN:
+            found[how] = await beginnings(backend, 32, *how)
+
+    run(main, server)
+    return found
+
+
+@pytest.fixture(scope="module", params=[*OWN, *THEIRS])
 def guessing(
     request: pytest.FixtureRequest, plain: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VLLMServer]:
-    """A server with one of our proposers; the datastore has what half of the questions were answered."""
+    """A server with one of the methods; the datastore has what half of the questions were answered."""
     store = tmp_path_factory.mktemp("store") / "runs.npz"
     encode = Tokenizer(MINI).encode
     Datastore.of(encode(text) for text in plain[::2]).save(store)
-    how = {"method": request.param, "num_speculative_tokens": 4}
+    how = {"method": request.param, "num_speculative_tokens": 4, **THEIRS.get(request.param, {})}
     flags = [*FLAGS, "--max-num-seqs", "64", "--speculative-config", json.dumps(how)]
     flags += ["--additional-config", json.dumps({DATASTORE: str(store)})]
     with serving("latency", flags) as started:
@@ -65,6 +85,13 @@ def guessing(
 async def greedy(backend: OpenAIBackend) -> list[str]:
     found = await asyncio.gather(*(backend.generate(asked(question)) for question in QUESTIONS))
     return [generation.completions[0].text for generation in found]
+
+
+async def beginnings(backend: OpenAIBackend, requests: int, temperature: float, top_p: float) -> Counter[str]:
+    """Of so many requests for 64 samples each."""
+    one = asked(OPEN, n=64, max_tokens=3, temperature=temperature, top_p=top_p, seed=None)
+    found = await asyncio.gather(*(backend.generate(one) for _ in range(requests)))
+    return Counter(completion.text for generation in found for completion in generation.completions)
 
 
 def test_greedy_text_is_that_of_plain_decoding(guessing: VLLMServer, plain: list[str]) -> None:
@@ -80,24 +107,22 @@ def test_greedy_text_is_that_of_plain_decoding(guessing: VLLMServer, plain: list
     run(main, guessing)
 
 
-def test_samples_keep_their_distribution(guessing: VLLMServer) -> None:
-    """Pearson's chi-square of how often each beginning was drawn, against its exact probability."""
+@pytest.mark.parametrize("how", DRAWN, ids=str)
+def test_samples_keep_their_distribution(
+    guessing: VLLMServer, spread: dict[tuple[float, float], Counter[str]], how: tuple[float, float]
+) -> None:
+    """Pearson's chi-square of how often each beginning was drawn, here and by plain decoding."""
 
     async def main(backend: OpenAIBackend) -> None:
-        drawn: Counter[tuple[str, ...]] = Counter()
-        probability: dict[tuple[str, ...], float] = {}
-        requests = [
-            asked(OPEN, n=64, max_tokens=3, temperature=1.0, seed=None, logprobs=0) for _ in range(16)
-        ]
-        for generation in await asyncio.gather(*(backend.generate(request) for request in requests)):
-            for completion in generation.completions:
-                beginning = tuple(token.token for token in completion.tokens)
-                drawn[beginning] += 1
-                probability[beginning] = math.exp(sum(token.logprob for token in completion.tokens))
-        total = drawn.total()
-        cells = [(drawn[b], total * p) for b, p in probability.items() if total * p >= 5]
-        cells.append((total - sum(o for o, _ in cells), total - sum(e for _, e in cells)))
-        statistic = sum((observed - expected) ** 2 / expected for observed, expected in cells)
+        before = await counter(guessing, "spec_decode_num_draft_tokens_total")
+        drawn, plainly = await beginnings(backend, 16, *how), spread[how]
+        assert await counter(guessing, "spec_decode_num_draft_tokens_total") > before
+        ratio = math.sqrt(plainly.total() / drawn.total())
+        pairs = [(drawn[text], plainly[text]) for text in drawn | plainly]
+        often = [pair for pair in pairs if sum(pair) >= 15]
+        seldom = [pair for pair in pairs if sum(pair) < 15]
+        cells = [*often, (sum(a for a, _ in seldom), sum(b for _, b in seldom))]
+        statistic = sum((ratio * a - b / ratio) ** 2 / (a + b) for a, b in cells if a + b)
         freedom = len(cells) - 1
         # Wilson and Hilferty: the cube root of a chi-square over its degrees of freedom is nearly normal.
         z = ((statistic / freedom) ** (1 / 3) - 1 + 2 / (9 * freedom)) / math.sqrt(2 / (9 * freedom))
@@ -147,14 +172,15 @@ def test_sampling_under_speculation_is_put_right() -> None:
     """In a process of its own, as it is a worker's: a temperature, a top-k and the mark of greedy requests."""
     program = """
 from vllm.platforms import current_platform
+from vllm.plugins import load_general_plugins
+load_general_plugins()
 current_platform.import_kernels()
 current_platform.register_triton_kernel_overrides()
 import torch
 from vllm.v1.sample.rejection_sampler import expand_batch_to_tokens as expand
-from stratagem.backends.vllm.speculative.sampling import repair
+from stratagem.backends.vllm.speculative.sampling import ensure_right
+ensure_right()
 ends = torch.tensor([1, 3, 3, 6], dtype=torch.int32)
-repair()
-assert not repair(), "it is right now"
 told = expand(torch.tensor([0.5, 1.5, 9.0, 0.0]), ends, 6, replace_from=0, replace_to=1)
 assert told.tolist() == [0.5, 1.5, 1.5, 1.0, 1.0, 1.0], told
 told = expand(torch.tensor([3, 4, 5, 6], dtype=torch.int32), ends, 6)
@@ -162,8 +188,14 @@ assert told.tolist() == [3, 4, 4, 6, 6, 6] and told.dtype == torch.int32, told
 """
     if Hardware.detect().device == "gpu":
         pytest.skip("what is put right is the build for CPUs")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    without = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"VLLM_PLUGINS": "other"}
+    )
+    assert "ConfigurationError: This vLLM samples wrongly" in without.stderr, "and is told where it is not"
+    assert "VLLM_PLUGINS" in without.stderr.splitlines()[-1]
 
 
 def test_lookup_proposes_what_vllms_ngram_does() -> None:

@@ -30,7 +30,7 @@ from stratagem.backends.vllm.speculative.merged import Merged
 from stratagem.backends.vllm.speculative.proposer import Context, Ids, Proposer
 from stratagem.backends.vllm.speculative.recycling import TokenRecycling
 from stratagem.backends.vllm.speculative.retrieval import Retrieval
-from stratagem.backends.vllm.speculative.sampling import repair
+from stratagem.backends.vllm.speculative.sampling import ensure_right
 from stratagem.backends.vllm.speculative.trie import TokenTrie
 
 FLOOR = 0.1  # drafts end where all up to there is right with a lower probability
@@ -59,9 +59,12 @@ class Hook(ABC):
         """The proposer, for so many token ids; ``options`` are those of `--additional-config`."""
 
     def load_model(self, model: Any) -> None:
-        """Called once with the target: puts sampling right where this vLLM has it wrong, and watches the output
-        layer for a proposer that learns from it."""
-        repair()
+        """Called once with the target: watches its output layer for a proposer that learns from it.
+
+        Raises:
+            ConfigurationError: this vLLM would sample wrongly.
+        """
+        ensure_right()
         if not self._proposer.successors:
             return
         layers = import_module("vllm.model_executor.layers.logits_processor")

@@ -18,7 +18,7 @@ from stratagem._cli.console import ACCENT, DIM, STRONG, safe, say_error, show, s
 from stratagem.backends.vllm._checks import checked
 from stratagem.backends.vllm.hardware import Hardware, Installed
 from stratagem.backends.vllm.plan import Plan, plan
-from stratagem.backends.vllm.profiles import DATASTORE, OWN, PROFILES, Method, Profile, Speculative, Workload
+from stratagem.backends.vllm.profiles import DATASTORE, PROFILES, Method, Profile, Speculative, Workload
 from stratagem.backends.vllm.profiles import profile as named
 from stratagem.backends.vllm.server import VLLMServer
 from stratagem.backends.vllm.speculative.datastore import Datastore
@@ -48,9 +48,8 @@ async def serve(
         raise ConfigurationError(
             "--repeatable means no speculation, and a method of it is named.", remedy="Leave out one of them."
         )
-    guess = planned.profile.speculative
-    if planned.hardware.device == "cpu" and guess is not None and guess.method not in (*OWN, "custom_class"):
-        say_error(f"on a CPU vLLM samples wrongly under {guess.method}; greedy text is right", label="note")
+    for note in planned.notes:
+        say_error(note, label="note")
     server = VLLMServer(
         model,
         planned.arguments,
@@ -91,7 +90,7 @@ def guessing(method: str | None, datastore: str | None) -> list[str]:
                 f"The method {method} needs a model of its own.",
                 remedy=f"Give -- --speculative-config '{config}'.",
             )
-        flags += ["--speculative-config", json.dumps(Speculative.of_config({"method": method}).config())]
+        flags += ["--speculative-config", json.dumps(Speculative.model_validate({"method": method}).config())]
     if datastore is not None:
         if not Path(datastore).is_file():
             raise ConfigurationError(
@@ -166,6 +165,8 @@ def _table(each: Profile) -> Table:
         value = getattr(each, name)
         if value is None or value == ():
             continue
-        shown = value.method + f", {value.depth} tokens" if name == "speculative" else str(value).lower()
+        shown = str(value).lower()
+        if name == "speculative":
+            shown = value.method + ("" if value.depth is None else f", {value.depth} tokens")
         table.add_row(name, shown, field.description or "")
     return table
