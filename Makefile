@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEV := .venv/.dev$(REFERENCE)
 
-.PHONY: demo test test-vllm check bench clean
+.PHONY: demo test test-vllm check bench bench-vllm clean
 
 demo: .venv/.base
 	@$(BIN)/stratagem demo
@@ -35,6 +35,14 @@ bench: export PYTHONPATH := benchmarks
 bench: $(DEV)
 	failed=0; for each in overhead embedded scheduling speculation cost_model particles tools accuracy agents adaptive allocation families; do \
 	    $(BIN)/python benchmarks/$$each.py || failed=1; \
+	done; exit $$failed
+
+# Those that measure real vLLM servers.
+bench-vllm: export PYTHONPATH := benchmarks
+bench-vllm:
+	.ci/vllm
+	failed=0; for each in vllm_prefix.py vllm_throughput.py "speculation.py --server" cost_model.py; do \
+	    .venv-vllm/bin/python benchmarks/$$each || failed=1; \
 	done; exit $$failed
 
 .venv/.python:

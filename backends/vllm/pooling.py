@@ -3,7 +3,8 @@
 `vllm serve MODEL --runner pooling` serves a sequence classifier, whose head reads the last token (`/classify` and
 `/pooling`), or a model that rewards every token (`/pooling`, where the last token's row counts; of a process reward
 model with a step tag the last step's). Either takes one conversation, which the server puts into the model's chat
-template, or a list of texts. vLLM's `/score` and `/rerank` give the same to pairs of texts outside a conversation.
+template, or a list of texts. A cross-encoder, which reads a question and an answer side by side, has `/score`: it
+takes one question and a list of answers (`/rerank` gives the same numbers, sorted).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from stratagem.core.concurrency import task_group
 from stratagem.core.errors import ConfigurationError, ProtocolError, RejectedError, UnsupportedError
 from stratagem.core.usage import Meter, Usage
 
+_ENDPOINTS = ("classify", "pooling", "score")
 _SPECIAL_TOKENS = 16  # more than end an answer in a chat template, or are put around a text
 _PLACE = re.compile(r"\{(question|answer)\}")
 
@@ -50,7 +52,9 @@ class PoolingBackend(OpenAIBackend):
         base_url: of the server, with `/v1`.
         model: its name there; may be left out where there is only one.
         api_key: default: the environment variable `OPENAI_API_KEY`.
-        endpoint: `classify` for sequence classifiers, `pooling` for models that reward every token as well.
+        endpoint: `classify` for sequence classifiers, `pooling` for models that reward every token as well, `score`
+            for cross-encoders and rerankers, which take question and answer as a pair: all answers of a call are
+            then one request.
         label: which of the head's numbers is the reward, from 0; may be left out where there is only one.
         activation: `sigmoid` maps the head's number z to 1 / (1 + exp(-z)); `server` takes what the server's own
             activation makes of the numbers (softmax over several classes), which must lie in [0, 1].
@@ -68,15 +72,17 @@ class PoolingBackend(OpenAIBackend):
         model: str | None = None,
         api_key: str | None = None,
         *,
-        endpoint: Literal["classify", "pooling"] = "classify",
+        endpoint: Literal["classify", "pooling", "score"] = "classify",
         label: int | None = None,
         activation: Literal["sigmoid", "server"] = "sigmoid",
         template: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(base_url, model, api_key, **options)
-        if endpoint not in ("classify", "pooling"):
-            raise ConfigurationError(f"endpoint={endpoint!r} is unknown.", remedy="Give classify or pooling.")
+        if endpoint not in _ENDPOINTS:
+            raise ConfigurationError(
+                f"endpoint={endpoint!r} is unknown.", remedy=f"Give one of {', '.join(_ENDPOINTS)}."
+            )
         if activation not in ("sigmoid", "server"):
             raise ConfigurationError(
                 f"activation={activation!r} is unknown.", remedy="Give sigmoid or server."
@@ -86,6 +92,11 @@ class PoolingBackend(OpenAIBackend):
         if template is not None and "{answer}" not in template:
             raise ConfigurationError(
                 "The template has no {answer}.", remedy="Write it like {question}\\n{answer}."
+            )
+        if endpoint == "score" and (label is not None or template is not None):
+            raise ConfigurationError(
+                "endpoint='score' takes pairs and gives one number to each: it has no label= and no template=.",
+                remedy="Leave them out, or take endpoint='classify'.",
             )
         self._endpoint = endpoint
         self._label = label
@@ -104,7 +115,7 @@ class PoolingBackend(OpenAIBackend):
         return Capabilities(
             able.model,
             context=able.context,
-            one_call=self._template is not None,
+            one_call=self._together,
             logprobs=-1,
             reward=True,
             prices=able.prices,
@@ -113,7 +124,7 @@ class PoolingBackend(OpenAIBackend):
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         """The most that the prompt can be with an answer of no tokens."""
-        if self._template is None:
+        if not self._together:
             await super().count_tokens(messages)  # which remembers what the server says
         return self._bound(tuple(messages))
 
@@ -137,8 +148,7 @@ class PoolingBackend(OpenAIBackend):
         dialect = await self._dialect()
         tally = Tally(meter)
         texts = request.continuations
-        together = self._template is not None
-        groups = [texts] if together and texts else [(text,) for text in texts]
+        groups = [texts] if self._together and texts else [(text,) for text in texts]
         async with task_group() as group:
             tasks = [
                 group.create_task(self._asked(request.messages, each, dialect, tally)) for each in groups
@@ -176,28 +186,32 @@ class PoolingBackend(OpenAIBackend):
     def _body(
         self, messages: tuple[Message, ...], texts: Sequence[str], dialect: Dialect
     ) -> Mapping[str, Any]:
-        activated = {"use_activation": False} if self._sigmoid else {}
-        if self._template is None:
+        asked: dict[str, Any]
+        if self._endpoint == "score":
+            pairs = [_pair(messages, text) for text in texts]
+            asked = {"text_1": pairs[0][0], "text_2": [answer for _, answer in pairs]}
+        elif self._template is not None:
+            asked = {"input": [self._rendered(messages, text) for text in texts]}
+        else:
             whole = continued(messages, texts[0])
-            told = [{"role": message.role, "content": message.content} for message in whole]
-            return {"model": dialect.caps.model, "messages": told, **activated}
-        return {
-            "model": dialect.caps.model,
-            "input": [self._rendered(messages, text) for text in texts],
-            **activated,
-        }
+            asked = {"messages": [{"role": message.role, "content": message.content} for message in whole]}
+        activated = {"use_activation": False} if self._sigmoid else {}
+        return {"model": dialect.caps.model, **asked, **activated}
 
     def _bound(self, messages: tuple[Message, ...]) -> int:
-        if self._template is None:
+        if not self._together:
             return self._prompt_bound(messages) + _SPECIAL_TOKENS
-        return len(_encoded(self._rendered(messages, ""))) + _SPECIAL_TOKENS
+        text = "".join(_pair(messages, "")) if self._template is None else self._rendered(messages, "")
+        return len(_encoded(text)) + _SPECIAL_TOKENS
+
+    @property
+    def _together(self) -> bool:
+        """Whether all texts of a call are one request."""
+        return self._template is not None or self._endpoint == "score"
 
     def _rendered(self, messages: Sequence[Message], answer: str) -> str:
-        """The template with both put in; the question is all that was said before."""
-        *before, last = messages
-        if last.role == "assistant":
-            messages, answer = before, last.content + answer
-        parts = {"question": "\n\n".join(message.content for message in messages), "answer": answer}
+        """The template with both put in."""
+        parts = dict(zip(("question", "answer"), _pair(messages, answer), strict=True))
         return _PLACE.sub(lambda place: parts[place[1]], self._template or "")
 
     def _log_reward(self, row: Sequence[float], model: str) -> float:
@@ -237,7 +251,7 @@ def _read(answer: object, count: int) -> tuple[list[list[float]], Usage]:
     with reading():
         usage = read_usage(answer["usage"])  # type: ignore[index]
         items = sorted(answer["data"], key=lambda item: item["index"])  # type: ignore[index]
-        rows = [_row(item["probs"] if "probs" in item else item["data"]) for item in items]
+        rows = [_row(next(item[key] for key in ("probs", "score", "data") if key in item)) for item in items]
     if usage is None:
         raise Malformed("it has no usage")
     if len(rows) != count:
@@ -247,11 +261,21 @@ def _read(answer: object, count: int) -> tuple[list[list[float]], Usage]:
 
 def _row(value: Any) -> list[float]:
     """The numbers of an input; those of its last token, where each token has some."""
+    if isinstance(value, int | float):
+        return [float(value)]
     if not value:
         raise ValueError("an input has no numbers")
     if isinstance(value[-1], list):
         return _row(value[-1])
     return [float(number) for number in value]
+
+
+def _pair(messages: Sequence[Message], answer: str) -> tuple[str, str]:
+    """Question and answer; the question is all that was said before."""
+    *before, last = messages
+    if last.role == "assistant":
+        messages, answer = before, last.content + answer
+    return "\n\n".join(message.content for message in messages), answer
 
 
 def _encoded(text: str) -> bytes:

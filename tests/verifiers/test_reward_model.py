@@ -451,6 +451,8 @@ def test_a_prompt_that_does_not_fit_is_told() -> None:
         ({"label": -1}, "label=-1 makes no sense"),
         ({"template": "{question}"}, "no {answer}"),
         ({"endpoint": "rerank"}, "endpoint='rerank' is unknown"),
+        ({"endpoint": "score", "label": 1}, "endpoint='score' takes pairs"),
+        ({"endpoint": "score", "template": TEMPLATE}, "Leave them out, or take endpoint='classify'"),
         ({"activation": "tanh"}, "activation='tanh' is unknown"),
         ({"permits": 0}, "permits=0 makes no sense"),
     ],

@@ -81,6 +81,38 @@ def reference(folder: Path) -> Callable[[str], float]:
     return reward
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-encoder: a BERT of random weights that reads two texts side by side, letter by letter."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+    made: Path = tmp_path_factory.mktemp("pairs")
+    letters = [chr(code) for code in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    BertTokenizer(vocab=vocabulary, do_lower_case=False).save_pretrained(made)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,  # scores that differ
+    )
+    config.num_labels = 1
+    BertForSequenceClassification(config).save_pretrained(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def scoring(pairs: Path) -> Iterator[VLLMServer]:
+    arguments = plan("agent", [*FLAGS, "--no-enable-prefix-caching"]).arguments
+    with in_thread(VLLMServer(pairs, arguments, name="pairs", startup_timeout=1800)) as server:
+        yield server
+
+
 def chat(answer: str) -> str:
     return f"<|user|>{QUESTION}<|end|><|assistant|>{answer}<|end|>"
 
@@ -143,6 +175,34 @@ def test_texts_of_a_template_go_as_one_request(
     run(main)
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "server"])
+def test_a_cross_encoder_scores_pairs_in_one_request(
+    scoring: VLLMServer, pairs: Path, activation: str
+) -> None:
+    import torch
+    from transformers import BertForSequenceClassification, BertTokenizer
+
+    tokenizer = BertTokenizer.from_pretrained(pairs)
+    model = BertForSequenceClassification.from_pretrained(pairs).eval()
+    read = [tokenizer(QUESTION, text, return_tensors="pt") for text in ANSWERS]
+    with torch.no_grad():
+        expected = [float(model(**each).logits[0, 0].sigmoid()) for each in read]
+
+    async def main() -> None:
+        async with joined(scoring, endpoint="score", activation=activation) as backend:
+            scores, usage = await verdicts(sg.RewardModel(), backend)
+            assert scores == [pytest.approx(score, abs=1e-3) for score in expected]
+            assert max(expected) - min(expected) > 0.02
+            assert (usage.calls, usage.completion_tokens, usage.uncertain_tokens) == (1, 0, 0)
+            assert usage.prompt_tokens == sum(each["input_ids"].shape[1] for each in read)
+            best = await sg.solve(
+                QUESTION, sg.BestOfN(n=4, verifier=sg.RewardModel()), models={"reward": backend}
+            )
+            assert best.confidence == max(each.scores["reward_model"] for each in best.candidates)
+
+    run(main)
+
+
 @pytest.mark.parametrize("kind", ["best_of_n", "step_best_of_n", "beam_search", "dvts", "particle_filtering"])
 def test_strategies_take_it_and_pay_for_what_the_server_has_read(rewarding: VLLMServer, kind: str) -> None:
     async def main() -> None:
@@ -196,7 +256,7 @@ def test_the_page_says_what_happens(rewarding: VLLMServer) -> None:
 
 def test_a_server_that_generates_is_no_reward_model(server: VLLMServer) -> None:
     async def main() -> None:
-        for endpoint in ("classify", "pooling"):
+        for endpoint in ("classify", "pooling", "score"):
             async with joined(server, endpoint=endpoint) as backend:
                 with pytest.raises(UnsupportedError, match=f"no /{endpoint}.*vllm serve MODEL --runner"):
                     await verdicts(sg.RewardModel(), backend)
