@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jsonschema import Draft7Validator, Draft202012Validator, FormatChecker
-from jsonschema.exceptions import SchemaError, best_match
+from jsonschema import Draft7Validator, Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 from pydantic_core import to_jsonable_python
@@ -30,13 +30,24 @@ class _Argument:
 
     def validate_python(self, value: Any) -> Any:
         try:
-            error = best_match(self._validator.iter_errors(value))
+            error = _wrong(self._validator, value)
         except re.error:  # a pattern in another language's dialect, which only its owner can check
             return value
         if error is not None:
             place = ".".join(map(str, error.absolute_path))
             raise ValueError(f"{place}: {error.message}" if place else error.message)
         return value
+
+
+def _wrong(validator: Validator, value: Any) -> ValidationError | None:
+    try:
+        found: ValidationError | None = best_match(validator.iter_errors(value))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        # Of the library's part in Rust, where the stack ends there; it is no Exception, and cannot be imported.
+        raise RecursionError("it is nested too deeply") from None
+    return found
 
 
 class _Anything:
@@ -105,8 +116,8 @@ def schema_tool(
     try:
         whole = _validator(schema)
         properties, required, more = _merged(schema, schema)
-    except SchemaError as error:
-        raise ConfigurationError(f"Tool {name!r}: its schema is none: {error.message}.") from None
+    except ValueError as error:
+        raise ConfigurationError(f"Tool {name!r}: its schema is none: {error}.") from None
     except RecursionError:
         raise ConfigurationError(f"Tool {name!r}: its schema never ends.") from None
     kinds = resolved(schema, schema).get("type", "object")
@@ -143,20 +154,18 @@ def schema_tool(
 
 
 def _validator(schema: dict[str, Any]) -> Validator:
-    drafts = [validator_for(schema, default=Draft202012Validator)]
-    if "$schema" not in schema:
+    named = {"$schema": draft} if isinstance(draft := schema.get("$schema"), str) else {}
+    drafts = [validator_for(named, default=Draft202012Validator)]
+    if not named:
         drafts.append(Draft7Validator)  # which servers mean more often than they say
-    wrong: list[SchemaError] = []
+    wrong = ""
     for draft in drafts:
-        try:
-            # Without formats: a pattern may be of another dialect.
-            draft.check_schema(schema, FormatChecker(()))  # type: ignore[call-arg]
-        except SchemaError as error:
-            wrong.append(error)
-        else:
+        error = _wrong(draft(draft.META_SCHEMA), schema)
+        if error is None:
             # A registry of our own, though empty, keeps it from fetching a remote $ref.
             return draft(schema, registry=Registry())
-    raise wrong[0]
+        wrong = wrong or error.message
+    raise ValueError(wrong)
 
 
 def _merged(schema: Any, root: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], Any]:

@@ -233,12 +233,26 @@ def test_together_arguments_are_checked_only_when_all_are_known() -> None:
     assert tool.misfits({"by": "name"}) != []
 
 
+def test_a_schema_without_end_is_a_failed_call_wherever_the_stack_ends() -> None:
+    """In the library's part in Rust, too, which then raises what is no Exception."""
+    tool = of({"type": "object", "format": "x", "not": {"$ref": "#", "const": {}}, "if": {}})
+
+    def deeper(calls: int) -> Any:
+        return deeper(calls - 1) if calls else tool.check({})
+
+    for calls in range(60):
+        failed = deeper(calls)
+        assert isinstance(failed, Failed)
+        assert failed.why == "arguments"
+
+
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
         ({"type": "array"}, "not of an object"),
         ({"properties": {"a": {"type": "strange"}}}, "its schema is none"),
         ({"$schema": DRAFT_7, "properties": {"a": {"type": 7}}}, "its schema is none"),
+        ({"$schema": []}, "its schema is none"),
         ({"allOf": [{"$ref": "#"}]}, "never ends"),
     ],
 )
