@@ -15,7 +15,7 @@ from stratagem.core.errors import BudgetExhausted
 from stratagem.core.kept import Kept
 from stratagem.core.trace import ToolFinished, ToolStarted, Trace
 from stratagem.tools.dag import Call
-from stratagem.tools.notation import write
+from stratagem.tools.notation import written
 from stratagem.tools.tool import Failed, Tool, Value
 
 Pay: TypeAlias = Callable[[float], Awaitable[Callable[[float], None]]]
@@ -139,7 +139,7 @@ class Conduct:
     async def _otherwise(
         self, call: Call, tool: Tool, arguments: Mapping[str, Any], results: Mapping[str, Any], hold: Hold
     ) -> Value | Failed:
-        made = write(call.model_copy(update={"arguments": dict(arguments)}), {tool.name: tool})
+        made = written(tool.name, arguments, {tool.name: tool})
         filled = call.filled(results, arguments)
         if isinstance(filled, Failed):
             return replace(filled, made=made)
@@ -171,7 +171,8 @@ class Conduct:
         if isinstance(settle, Failed):
             return settle
         settle(cost)
-        self._tell(ToolFinished, call, tool, arguments, seconds=0.0, replayed=True, error=_reason(found))
+        shown = self._shown(tool, arguments)
+        self._tell(ToolFinished, call, shown, seconds=0.0, replayed=True, error=_reason(found))
         return found
 
     async def _allowed(
@@ -198,7 +199,7 @@ class Conduct:
         self, call: Call, tool: Tool, arguments: Mapping[str, Any], hold: Hold, key: str | None
     ) -> Value | Failed:
         """Make a call as whoever allowed it has changed it. It stays one call, kept under the plan's arguments."""
-        made = write(call.model_copy(update={"arguments": dict(arguments)}), {tool.name: tool})
+        made = written(tool.name, arguments, {tool.name: tool})
         checked = tool.check(arguments)
         if isinstance(checked, Failed):
             message = f"the changed arguments do not fit: {checked.message}"
@@ -218,6 +219,7 @@ class Conduct:
         retries = 0 if tool.effect == "destructive" else call.retries
         most = tool.cost * (1 + (tool.retries if retries is None else retries))
         place = await tool.enter(self)
+        shown = self._shown(tool, arguments)
         unused = place  # until the call begins, which then gives it back itself
         try:
             async with hold():
@@ -229,16 +231,14 @@ class Conduct:
                 try:
                     if self.journal is not None and key is not None and tool.effect == "destructive":
                         await self.journal.begin(key)
-                    self._tell(ToolStarted, call, tool, arguments)
+                    self._tell(ToolStarted, call, shown)
                     unused = None
                     outcome = await tool.invoke(checked, retries=retries, entered=(place,), who=self)
                     error, attempts = _reason(outcome), outcome.attempts
                 finally:
                     cost = attempts * tool.cost
                     settle(cost)
-                    self._tell(
-                        ToolFinished, call, tool, arguments, seconds=clock() - started, error=error, cost=cost
-                    )
+                    self._tell(ToolFinished, call, shown, seconds=clock() - started, error=error, cost=cost)
                 return outcome
         finally:
             if unused is not None:
@@ -253,19 +253,17 @@ class Conduct:
         except BudgetExhausted as error:
             return Failed("budget", f"There is no money left for {tool.name}.", error)
 
-    def _tell(
-        self,
-        event: type[ToolStarted | ToolFinished],
-        call: Call,
-        tool: Tool,
-        arguments: Mapping[str, Any],
-        **more: Any,
-    ) -> None:
+    def _shown(self, tool: Tool, arguments: Mapping[str, Any]) -> str:
+        """The call as the trace shows it, if there is one."""
+        if self.trace is None:
+            return ""
+        # Masked before it is written or cut, which may split a secret or escape it.
+        masked = tool.masked(dict(arguments), arguments)
+        return shortened(written(tool.name, masked, {tool.name: tool}), _SHOWN)
+
+    def _tell(self, event: type[ToolStarted | ToolFinished], call: Call, shown: str, **more: Any) -> None:
         if self.trace is not None:
-            # Masked before it is written or cut, which may split a secret or escape it.
-            shown = tool.masked(dict(arguments), arguments)
-            text = write(call.model_copy(update={"arguments": shown}), {tool.name: tool})
-            self.trace.append(event(call.id, shortened(text, _SHOWN), **more))
+            self.trace.append(event(call.id, shown, **more))
 
 
 def _free(cost: float) -> None:

@@ -224,17 +224,22 @@ def _after(tool: str, fallbacks: Iterable[tuple[str, Any]], tools: Mapping[str, 
 def write(call: Call, tools: Mapping[str, Tool]) -> str:
     """The right side of a call's line, without what is done after a failure: :func:`parse` with its id gives the
     call back, secrets aside."""
-    order = list(tools[call.tool].parameters["properties"]) if call.tool in tools else []
+    return written(call.tool, call.arguments, tools)
+
+
+def written(tool: str, arguments: Mapping[str, Any], tools: Mapping[str, Tool]) -> str:
+    """The right side of the line of a call of ``tool``, secrets aside."""
+    order = list(tools[tool].parameters["properties"]) if tool in tools else []
     listed = sorted(
-        call.arguments.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
+        arguments.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
     )
     parts: list[str] = []
     for position, (key, value) in enumerate(listed):
-        if _is_secret(call.tool, key, tools):
+        if _is_secret(tool, key, tools):
             value = MASK
         positional = position < len(order) and order[position] == key
         parts.append(_written(value) if positional else f"{key}={_written(value)}")
-    return f"{call.tool}({', '.join(parts)})"
+    return f"{tool}({', '.join(parts)})"
 
 
 def _is_secret(tool: str, key: str, tools: Mapping[str, Tool]) -> bool:

@@ -15,7 +15,7 @@ from stratagem.tools.conduct import Approve, CallJournal, Conduct
 from stratagem.tools.dag import Call, Problem, duplicate
 from stratagem.tools.executor import Execution, Report, Skipped
 from stratagem.tools.fair import FairPermits
-from stratagem.tools.notation import parse, shown, signature, write
+from stratagem.tools.notation import parse, shown, signature, write, written
 from stratagem.tools.patterns import pattern
 from stratagem.tools.tool import Failed, Tool, Value, tool, toolbox
 
@@ -137,7 +137,7 @@ _NAMED = re.compile(r"\s*[A-Za-z_]\w*\s*=(?!=)")
 async def _approved(
     approve: Approval, tools: Mapping[str, Tool], call: Call, arguments: Mapping[str, Any]
 ) -> bool | Mapping[str, Any] | None:
-    return await approve(call.id, write(call.model_copy(update={"arguments": dict(arguments)}), tools))
+    return await approve(call.id, written(call.tool, arguments, tools))
 
 
 def read_only(functions: Iterable[Callable[..., Any]]) -> Toolbox:
