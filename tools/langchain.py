@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def from_langchain(
     tool: BaseTool, *, effect: Effect = "destructive", timeout: float = 30.0, secrets: Sequence[str] = ()
 ) -> Tool:
-    """A LangChain tool as one of ours. What it raises is a failure that the model reads.
+    """A LangChain tool as one of ours. What it raises is a failure that the model reads. Other limits are set by
+    :meth:`stratagem.tools.tool.Tool.replace`.
 
     Args:
         effect: what a second call does; LangChain's tools do not say, so the most careful is the default.
