@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from stratagem.backends.vllm.hardware import Hardware
 from stratagem.backends.vllm.server import VLLMServer
 from stratagem.cli import main
-from vllm_kit import serving
+from vllm_kit import FLAGS, serving
 
 pytestmark = pytest.mark.vllm
 BADLY = [
     *("--dtype", "float32", "--max-model-len", "512", "--kv-cache-memory-bytes", str(2**23)),
     *("--block-size", "128", "--scheduling-policy", "fcfs", "--max-logprobs", "5"),
-    *("--no-enable-prompt-tokens-details", "--speculative-config", '{"method":"ngram"}'),
+    "--no-enable-prompt-tokens-details",
+    *("--speculative-config", '{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_min":1}'),
 ]
 Said = dict[str, dict[str, str]]
 
@@ -37,8 +39,9 @@ def doctor(
 
 @pytest.fixture(scope="module")
 def badly() -> Iterator[VLLMServer]:
-    """Started as one should not, and shows its configuration."""
-    with serving("latency", BADLY, environment={"VLLM_SERVER_DEV_MODE": "1"}) as started:
+    """Started as one should not, without the plug-in; and shows its configuration."""
+    environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_PLUGINS": "none"}
+    with serving("latency", BADLY, environment=environment) as started:
         yield started
 
 
@@ -75,6 +78,9 @@ def test_a_server_that_is_set_up_badly(badly: VLLMServer, doctor: Callable[..., 
     assert "--scheduling-policy priority" in remedies["priorities"]
     assert "--max-logprobs 20" in remedies["judges"]
     assert found["judges"]["status"] == "broken"
+    if Hardware.detect().device == "cpu":
+        assert found["samples"]["status"] == "broken"
+        assert "VLLM_PLUGINS" in remedies["samples"]
     assert found["speculation"]["detail"].startswith("ngram")
 
 
@@ -84,7 +90,16 @@ def test_the_acceptance_length_and_the_verdict_are_shown(
     """Of what the test before has asked, if nothing else."""
     _, out = doctor(badly)
     assert "ngram, " in out
-    assert "1 broken. 6 things could be set better (!)." in out
+    broken = 2 if Hardware.detect().device == "cpu" else 1
+    assert f"{broken} broken. 6 things could be set better (!)." in out
+
+
+def test_a_server_that_guesses_and_samples_right(doctor: Callable[..., tuple[int, str]]) -> None:
+    how = '{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_min":1}'
+    with serving("latency", [*FLAGS, "--speculative-config", how]) as started:
+        code, out = doctor(started, "--json")
+    assert code == 0
+    assert said(out)["samples"]["status"] == "ok"
 
 
 def test_without_a_prefix_cache(eight_bits: VLLMServer, doctor: Callable[..., tuple[int, str]]) -> None:

@@ -20,6 +20,8 @@ _LARGEST_BLOCK = 32  # tokens; a question of two sentences has as many
 _LEAST_CONTEXT = 1024  # tokens; an answer may have 512, and a judge reads it with the question before it
 _LEAST_SEQUENCES = 8  # of full length in the KV cache
 _SENTENCE = "Ana has 3 apples and Ben has 4 more apples than Ana. "
+_ONE = 1e-6  # a top-p that leaves one token
+_NEAR = 0.7  # log-probabilities that differ by less are no proof: half as likely
 _TOP = 20  # log-probabilities that a judge asks for
 
 
@@ -37,6 +39,8 @@ async def served(llm: OpenAIBackend, can: Capabilities) -> list[Check]:
         shown = await llm.configuration()
         checks += [_load(now), *_cache(now, can), _speculation(now, shown)]
         checks.append(await _told_of_the_cache(llm, can, now))
+        if now.speculation is not None:
+            checks.append(await _samples(llm, now))
         checks += [await _seeds(llm, now), await _judges(llm), _priorities(shown)]
     return checks
 
@@ -131,8 +135,32 @@ async def _seeds(llm: OpenAIBackend, now: Snapshot) -> Check:
         return _advice(
             "seeds", "do not repeat their samples: no run can be repeated", f"Start it by: {_PROFILE}"
         )
-    broken = "do not repeat their samples while the server guesses ahead; greedy text and distributions hold"
+    broken = "do not repeat their samples while the server guesses ahead; greedy text holds"
     return _advice("seeds", broken, f"Where runs must repeat: {_PROFILE}, or leave out --speculative-config.")
+
+
+async def _samples(llm: OpenAIBackend, now: Snapshot) -> Check:
+    """Draws from the likeliest token alone: under speculation some builds of vLLM do not keep to it."""
+    asked = sg.Message("user", _SENTENCE * 4 + "Say all of that again.")
+    request = sg.Request((asked,), n=8, max_tokens=48, temperature=1.0, top_p=_ONE, logprobs=2)
+    found = await llm.generate(request)
+    [later] = (await llm.counts()).values()
+    speculation = later.since(now).speculation
+    if speculation is None or not speculation.drafts:
+        return Check(_SECTION, "samples", "missing", "not looked at: nothing was guessed ahead of them")
+    # Two tokens may be as likely to within rounding.
+    tokens = [token for completion in found.completions for token in completion.tokens if token.top]
+    strays = (t.logprob < max(likely for _, likely in t.top) - _NEAR for t in tokens)
+    if not any(strays):
+        return _ok("samples", "keep to temperature and top-p while the server guesses ahead")
+    wrong = (
+        "do not keep to temperature and top-p while the server guesses ahead: it samples from something else"
+    )
+    remedy = (
+        "Install Stratagem in the environment that vLLM runs in, whose plug-in puts it right (VLLM_PLUGINS must "
+        "not leave it out), or leave out --speculative-config."
+    )
+    return Check(_SECTION, "samples", "broken", wrong, remedy)
 
 
 async def _judges(llm: OpenAIBackend) -> Check:
