@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,10 @@ from typing import Any, Literal
 
 from stratagem.backends._arrivals import Arrivals
 from stratagem.backends._tasks import stopped
+from stratagem.backends.vllm._checks import checked, notes
+from stratagem.backends.vllm.metrics import Snapshot
+from stratagem.backends.vllm.plan import plan
+from stratagem.backends.vllm.profiles import Profile, Workload, known
 from stratagem.core.backend import (
     Capabilities,
     Chunk,
@@ -36,6 +41,7 @@ from stratagem.core.errors import (
     ConfigurationError,
     ContextLengthError,
     MissingExtraError,
+    ProtocolError,
     RejectedError,
     StratagemError,
     UnavailableError,
@@ -50,24 +56,38 @@ class VLLMEngine:
     """A model in vLLM's asynchronous engine, for one event loop.
 
     Every sibling is a request of its own, drawn with its own seed; they share their prompt by the prefix cache.
-    The engine starts at the first call and ends with :meth:`aclose`.
+    The engine starts at the first call, once for all callers whether or not they are cancelled meanwhile, and ends
+    with :meth:`aclose`.
 
     Args:
         model: a folder, or a name on the Hugging Face hub.
-        arguments: fields of vLLM's ``AsyncEngineArgs``, as ``max_model_len=8192``.
+        profile: agent, latency, throughput, long-context, or a profile of one's own, checked as a server's is. What
+            of it concerns servers only is left out.
+        workload: what the engine is going to be asked; the profile is made for it.
+        arguments: fields of vLLM's ``AsyncEngineArgs``, as ``max_model_len=8192``; they go before the profile's.
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        ConfigurationError: (at the first call) vLLM cannot run this model with these arguments.
+        ConfigurationError: (at the first call) vLLM or this machine cannot do what is asked for.
     """
 
-    def __init__(self, model: str | Path, **arguments: Any) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        profile: str | Profile = "agent",
+        *,
+        workload: Workload | None = None,
+        **arguments: Any,
+    ) -> None:
         if find_spec("vllm") is None:
             raise MissingExtraError("vLLM", "vllm")
         self._model = str(model)
+        if isinstance(profile, str):
+            known(profile)
+        self._profile, self._workload = profile, workload
         self._arguments = arguments
         self._numbers = itertools.count()
-        self._starting = asyncio.Lock()
+        self._start: asyncio.Future[Any] | None = None
         self._engine: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -156,29 +176,57 @@ class VLLMEngine:
                 meter.add(spent)
         return Scoring(tuple(task.result() for task in tasks), spent)
 
+    async def counts(self) -> dict[str, Snapshot]:
+        """What the engine has counted, under its name; of several in one process the last one started counts.
+
+        Raises:
+            ProtocolError: it counts nothing (``disable_log_stats=True``).
+        """
+        if not (await self._started()).log_stats:
+            raise ProtocolError(f"{self.name} counts nothing.", remedy="Leave out disable_log_stats.")
+        page = import_module("prometheus_client").generate_latest().decode()
+        return {self.name: Snapshot.of(page, import_module("vllm").__version__)}
+
     async def aclose(self) -> None:
-        """Ends the engine and its process."""
-        engine, self._engine, self._loop = self._engine, None, None
-        if engine is not None:
+        """Ends the engine and its process, also one that is still starting."""
+        if self._start is None:
+            return
+        with suppress(StratagemError):  # one that could not start has told whoever asked it
+            engine = await asyncio.shield(self._start)
+            self._start = self._engine = self._loop = None
+            if engine.output_handler is not None:
+                await stopped(engine.output_handler)  # it would take the end of the process for a failure
             await asyncio.to_thread(engine.shutdown)
 
     async def _started(self) -> Any:
         loop = asyncio.get_running_loop()
-        if self._engine is not None and self._loop is not loop:
+        if self._start is not None and self._loop is not loop:
             raise ConfigurationError(
                 "This engine belongs to another event loop.",
                 remedy="Make one for each loop, or serve the model and connect to its URL.",
             )
-        async with self._starting:
-            if self._engine is None:
-                self._engine = await asyncio.to_thread(self._start)
-                self._loop = loop
-        return self._engine
+        if self._start is None:
+            self._loop = loop
+            self._start = asyncio.ensure_future(asyncio.to_thread(self._made))
+            self._start.add_done_callback(self._starting_ended)
+        # A start cannot be broken off: who is cancelled leaves it to those that come after, or to aclose().
+        return await asyncio.shield(self._start)
 
-    def _start(self) -> Any:
+    def _starting_ended(self, start: asyncio.Future[Any]) -> None:
+        if start.cancelled() or start.exception() is not None:
+            self._start = self._loop = None
+        else:
+            self._engine = start.result()
+
+    def _made(self) -> Any:
+        planned = plan(self._profile, workload=self._workload)
+        profile, rest = planned.profile.given(self._arguments)
+        checked(profile, planned.hardware, planned.installed)
+        for note in notes(profile, planned.installed):
+            warnings.warn(note, stacklevel=1)
         vllm = import_module("vllm")
         try:
-            arguments = vllm.AsyncEngineArgs(model=self._model, **self._arguments)
+            arguments = vllm.AsyncEngineArgs(model=self._model, **profile.engine_arguments(), **rest)
             return import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(arguments)
         except Exception as error:  # whatever vLLM raises on a bad model, argument, device or memory
             raise ConfigurationError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,20 @@ from stratagem.bench.gym import skill
 from stratagem.core.backend import Constraint, Message, Request, ScoreRequest
 from stratagem.core.errors import ConfigurationError, ContextLengthError
 from stratagem.core.usage import Meter
+from vllm_kit import descendants
 
-# vLLM is imported here, and warns of what its own libraries have deprecated.
-pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+# vLLM is imported here, warns of what its own libraries have deprecated, and leaves a context of ZeroMQ unclosed.
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+]
 MINI = Path(__file__).resolve().parents[2] / "backends/embedded/mini"
 ARGUMENTS: dict[str, Any] = {
     "dtype": "float32",
     "block_size": 32,
     "max_model_len": 512,
     "enforce_eager": True,
-    "disable_log_stats": True,
+    "kv_cache_memory_bytes": 2**29,
 }
 QUESTION = skill("words").problem("test", 0).question
 
@@ -33,7 +39,6 @@ QUESTION = skill("words").problem("test", 0).question
 def run() -> Iterator[Callable[[Callable[[Any], Coroutine[Any, Any, None]]], None]]:
     """One engine and its loop for all tests of this module."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     patch.setenv("HF_HUB_OFFLINE", "1")
     from stratagem.backends.vllm.engine import VLLMEngine
 
@@ -50,6 +55,7 @@ def run() -> Iterator[Callable[[Callable[[Any], Coroutine[Any, Any, None]]], Non
         yield in_time
         runner.run(engine.aclose())
     patch.undo()
+    gc.collect()  # while the warning is ignored
 
 
 def asked(text: str = QUESTION, **options: Any) -> Request:
@@ -154,3 +160,111 @@ def test_another_loop_is_refused(run: Any) -> None:
             await asyncio.to_thread(elsewhere)
 
     run(main)
+
+
+def engines() -> set[int]:
+    """The processes of vLLM's engines below this one."""
+    return {
+        pid for pid in descendants(os.getpid()) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    }
+
+
+def test_counts(run: Any) -> None:
+    async def main(engine: Any) -> None:
+        request = asked("A long question. " * 20, max_tokens=8, seed=5)
+        await engine.generate(request)
+        [before] = (await engine.counts()).values()
+        spent = (await engine.generate(request)).usage
+        [(name, after)] = (await engine.counts()).items()
+        between = after.since(before)
+        assert name == engine.name
+        assert between.prefix_hits == spent.cached_tokens > 0
+        assert between.generation_tokens == spent.completion_tokens
+        assert (after.running, after.waiting, after.speculation) == (0, 0, None)
+
+    run(main)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    gc.collect()
+
+
+def test_priorities_and_guesses(offline: None) -> None:
+    """One sequence at a time: of those that wait, the urgent one comes first."""
+    from stratagem.backends.vllm.engine import VLLMEngine
+
+    how = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}
+
+    async def main() -> None:
+        engine = VLLMEngine(MINI, **ARGUMENTS, max_num_seqs=1, speculative_config=how)
+        ended: list[int] = []
+
+        async def one(priority: int) -> None:
+            await engine.generate(asked(max_tokens=60, priority=priority))
+            ended.append(priority)
+
+        long = asked(max_tokens=400, constraint=Constraint("regex", "[a-z ]{400}"))
+        async with asyncio.timeout(300), asyncio.TaskGroup() as group, engine.stream(long) as stream:
+            chunks = aiter(stream)
+            await anext(chunks)
+            for priority in (5, 1, -1):
+                group.create_task(one(priority))
+            while (await waiting(engine)) < 3:
+                await anext(chunks)
+        assert ended == [-1, 1, 5]
+        [counted] = (await engine.counts()).values()
+        assert counted.speculation is not None
+        assert counted.speculation.drafts > 0
+        assert not (await engine.capabilities()).seed
+        await engine.aclose()
+
+    asyncio.run(main())
+
+
+async def waiting(engine: Any) -> float:
+    [now] = (await engine.counts()).values()
+    return float(now.waiting)
+
+
+def test_a_cancelled_start_is_neither_lost_nor_doubled(offline: None) -> None:
+    from stratagem.backends.vllm.engine import VLLMEngine
+
+    async def hasty(engine: Any) -> None:
+        begun = asyncio.ensure_future(engine.capabilities())
+        await asyncio.sleep(0)
+        begun.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await begun
+
+    async def main() -> None:
+        others = engines()
+        engine = VLLMEngine(MINI, **ARGUMENTS)
+        await hasty(engine)
+        await asyncio.gather(engine.capabilities(), engine.generate(asked()))
+        assert len(engines() - others) == 1
+        await engine.aclose()
+        await hasty(engine)
+        await engine.aclose()
+        assert not engines() - others, "neither the first nor the one that was starting"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"block_size": 0}, "block_size = 0"),
+        ({"max_num_batched_tokens": 8}, "no room for 64 sequences"),
+        ({"no_such_argument": 1}, "no_such_argument"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_it_starts(arguments: dict[str, Any], words: str) -> None:
+    from stratagem.backends.vllm.engine import VLLMEngine
+
+    with pytest.raises(ConfigurationError, match="Unknown profile 'fast'"):
+        VLLMEngine(MINI, "fast")
+    with pytest.raises(ConfigurationError, match=words):
+        asyncio.run(VLLMEngine(MINI, **arguments).capabilities())
