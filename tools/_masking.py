@@ -9,6 +9,8 @@ from urllib.parse import quote, quote_plus
 
 from pydantic import SecretBytes, SecretStr
 
+from stratagem.tools._schemas import resolved
+
 MASK = "***"
 
 
@@ -25,10 +27,7 @@ def write_only(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference not in seen:
         seen.add(reference)
-        place: Any = root
-        for step in reference.removeprefix("#/").split("/"):
-            place = place.get(step) if isinstance(place, dict) else None
-        if write_only(place, root, seen):
+        if write_only(resolved(schema, root), root, seen):
             return True
     return schema.get("writeOnly") is True or any(
         write_only(part, root, seen)

@@ -15,9 +15,10 @@ from typing import Any, Final
 from stratagem.tools._schemas import resolved
 from stratagem.tools.tool import Tool
 
+_KEY: Final = "[A-Za-z_][A-Za-z0-9_]{0,31}"
 NAME: Final = "[a-z][a-z0-9_]{0,15}"
 STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*"'
-REFERENCE: Final = NAME + r"(?:\.[A-Za-z_][A-Za-z0-9_]{0,31}|\[[0-9]{1,4}\]){0,4}"
+REFERENCE: Final = NAME + rf"(?:\.{_KEY}|\[[0-9]{{1,4}}\]){{0,4}}"
 _INTEGER: Final = "-?(?:0|[1-9][0-9]{0,18})"
 _SCALARS: Final[Mapping[str, str]] = {
     "string": STRING,
@@ -85,7 +86,11 @@ class _Writer:
                 optional.append(f"{re.escape(key)}={value}")
             else:
                 required.append(value if not optional else f"{re.escape(key)}={value}")
-        return self._of(rf"{re.escape(tool.name)}\({_series(required, optional)}\)")
+        others = ""
+        if more := tool.parameters.get("additionalProperties"):
+            other = f"{_KEY}={self._argument(more, 0, frozenset())}"
+            others = f"{other}(?:, {other}){{0,7}}"
+        return self._of(rf"{re.escape(tool.name)}\({_series(required, optional, others)}\)")
 
     def _argument(self, schema: Any, depth: int, inside: frozenset[str]) -> str:
         return f"(?:{REFERENCE}|{self._value(schema, depth, inside)})"
@@ -133,12 +138,11 @@ class _Writer:
         return rf"\{{(?:{item}(?:, {item}){{0,15}})?\}}"
 
 
-def _series(required: Sequence[str], optional: Sequence[str]) -> str:
-    """The required ones, then some of the optional ones, with commas between."""
+def _series(required: Sequence[str], optional: Sequence[str], others: str = "") -> str:
+    """The required ones, then some of the optional ones, then maybe others, with commas between."""
+    optional = [*optional, others] if others else optional
+    more = [f"(?:, {each})?" for each in optional]
     if required or not optional:
-        return ", ".join(required) + "".join(f"(?:, {each})?" for each in optional)
+        return ", ".join(required) + "".join(more)
     # Without one that is always there, the comma belongs to all but the first that is given.
-    tails = (
-        each + "".join(f"(?:, {later})?" for later in optional[i + 1 :]) for i, each in enumerate(optional)
-    )
-    return f"(?:{'|'.join(tails)})?"
+    return f"(?:{'|'.join(each + ''.join(more[i:]) for i, each in enumerate(optional, 1))})?"

@@ -15,6 +15,7 @@ import stratagem as sg
 from stratagem.tools.dag import Call, Problem, Reference
 from stratagem.tools.notation import parse, signature, write
 from stratagem.tools.patterns import pattern
+from stratagem.tools.schema_tool import schema_tool
 
 
 class Place(BaseModel):
@@ -265,6 +266,36 @@ def test_what_a_schema_allows_the_pattern_does(line: str) -> None:
     call = parse(line, tools)
     assert isinstance(call, Call)
     assert not list(call.problems(tools))
+
+
+@pytest.mark.parametrize(
+    ("schema", "line", "admitted"),
+    [
+        ({"additionalProperties": True}, "a = any()", True),
+        ({"additionalProperties": True}, 'a = any(x=1, y_2=["z", b.c])', True),
+        ({"additionalProperties": {"type": "integer"}}, "a = any(x=1)", True),
+        ({"additionalProperties": {"type": "integer"}}, 'a = any(x="1")', False),
+        ({"properties": {"p": {"type": "integer"}}, "additionalProperties": True}, "a = any(x=1)", True),
+        (
+            {"properties": {"p": {"type": "integer"}}, "additionalProperties": True},
+            "a = any(p=1, x=2, y=3)",
+            True,
+        ),
+        ({"properties": {"p": {}}, "required": ["p"], "additionalProperties": True}, "a = any(1, x=2)", True),
+        ({"properties": {"p": {}}, "required": ["p"], "additionalProperties": True}, "a = any(x=2)", False),
+        ({"properties": {"p": {}}}, "a = any(x=2)", False),
+    ],
+)
+def test_free_arguments(schema: dict[str, Any], line: str, admitted: bool) -> None:
+    async def function(**arguments: Any) -> Any:
+        return arguments
+
+    free = {"any": schema_tool("any", "Anything.", schema, function)}
+    assert bool(re.fullmatch(pattern(free.values()), line)) is admitted
+    if admitted:
+        call = parse(line, free)
+        assert isinstance(call, Call)
+        assert not list(call.problems(free))
 
 
 @pytest.mark.parametrize(
