@@ -2,6 +2,7 @@
 
     python benchmarks/speculation.py [--problems 16] [--n 8] [--depths 4 16]
     python benchmarks/speculation.py --server [--python .venv-vllm/bin/python] [--problems 16] [--rounds 2]
+                                     [--methods ngram merged]
 
 Strategies run with the shipped model on the embedded engine, on as many problems each: samples (self-consistency of
 n), grades (best of n by written grades), steps (beam search), rewrites (self-refine, and debate of 3), plans of
@@ -213,13 +214,13 @@ async def simulated(problems: int, n: int, depths: Sequence[int], goals: Goals) 
             print(f"best of ours: {best}; arctic-inference is not installed, so not compared with suffix")
 
 
-def profiles(store: Path) -> Iterator[tuple[str, Profile]]:
+def profiles(store: Path, methods: Sequence[str]) -> Iterator[tuple[str, Profile]]:
     """The servers of --server, plain decoding before and after each."""
     hardware = Hardware.detect()
     keys = {DATASTORE: str(store)}
     plain = profile("latency", hardware, speculative=None)
     yield "plain", plain
-    for method in ("ngram", *OWN):
+    for method in methods:
         how = {"method": method}
         yield method, profile("latency", hardware, speculative=how, additional_config=keys)
         yield "plain", plain
@@ -256,14 +257,14 @@ def _read(url: str) -> str:
         return str(answer.read().decode())
 
 
-async def served(problems: int, n: int, rounds: int, python: str | None) -> None:
+async def served(problems: int, n: int, rounds: int, methods: Sequence[str], python: str | None) -> None:
     """Print the ratios of wall time."""
     past = await traffic(PAST, problems, n)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "runs.npz"
         Datastore.of(text.output for text in past["samples"]).save(store)
         found: list[tuple[str, float, float, list[str]]] = []
-        for name, made in profiles(store):
+        for name, made in profiles(store, methods):
             found.append((name, *await answers(made, problems, rounds, python)))
             if name == "plain" and len(found) > 1:
                 (_, before, _, texts), (method, speed, accepted, theirs), (_, after, _, _) = found[-3:]
@@ -282,12 +283,13 @@ async def main() -> int:
     takes.add_argument("--n", type=int, default=8)
     takes.add_argument("--depths", type=int, nargs="+", default=[4, 16])
     takes.add_argument("--server", action="store_true", help="measure wall time on real vLLM servers")
+    takes.add_argument("--methods", nargs="+", default=["ngram", *OWN], help="of the servers")
     takes.add_argument("--python", default=None, help="interpreter of an environment that has vLLM")
     takes.add_argument("--rounds", type=int, default=2)
     args = takes.parse_args()
     goals = Goals(informative=args.informative)
     if args.server:
-        await served(args.problems, args.n, args.rounds, args.python)
+        await served(args.problems, args.n, args.rounds, args.methods, args.python)
     else:
         await simulated(args.problems, args.n, args.depths, goals)
     return goals.code
