@@ -87,7 +87,7 @@ class VLLMEngine:
         self._profile, self._workload = profile, workload
         self._arguments = arguments
         self._numbers = itertools.count()
-        self._start: asyncio.Future[Any] | None = None
+        self._start: asyncio.Future[None] | None = None
         self._engine: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -192,8 +192,11 @@ class VLLMEngine:
         if self._start is None:
             return
         with suppress(StratagemError):  # one that could not start has told whoever asked it
-            engine = await asyncio.shield(self._start)
-            self._start = self._engine = self._loop = None
+            await asyncio.shield(self._start)
+            engine, self._engine = self._engine, None
+            self._start = self._loop = None
+            if engine is None:
+                return  # another has closed it meanwhile
             if engine.output_handler is not None:
                 await stopped(engine.output_handler)  # it would take the end of the process for a failure
             await asyncio.to_thread(engine.shutdown)
@@ -207,18 +210,17 @@ class VLLMEngine:
             )
         if self._start is None:
             self._loop = loop
-            self._start = asyncio.ensure_future(asyncio.to_thread(self._made))
+            self._start = asyncio.ensure_future(asyncio.to_thread(self._make))
             self._start.add_done_callback(self._starting_ended)
         # A start cannot be broken off: who is cancelled leaves it to those that come after, or to aclose().
-        return await asyncio.shield(self._start)
+        await asyncio.shield(self._start)
+        return self._engine
 
-    def _starting_ended(self, start: asyncio.Future[Any]) -> None:
+    def _starting_ended(self, start: asyncio.Future[None]) -> None:
         if start.cancelled() or start.exception() is not None:
             self._start = self._loop = None
-        else:
-            self._engine = start.result()
 
-    def _made(self) -> Any:
+    def _make(self) -> None:
         planned = plan(self._profile, workload=self._workload)
         profile, rest = planned.profile.given(self._arguments)
         checked(profile, planned.hardware, planned.installed)
@@ -227,7 +229,8 @@ class VLLMEngine:
         vllm = import_module("vllm")
         try:
             arguments = vllm.AsyncEngineArgs(model=self._model, **profile.engine_arguments(), **rest)
-            return import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(arguments)
+            # Not given back: what vLLM keeps of this thread's frames would keep the engine.
+            self._engine = import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(arguments)
         except Exception as error:  # whatever vLLM raises on a bad model, argument, device or memory
             raise ConfigurationError(
                 f"vLLM cannot run {self._model!r}: {type(error).__name__}: {error}",
