@@ -211,7 +211,8 @@ class PoolingBackend(OpenAIBackend):
 
     def _rendered(self, messages: Sequence[Message], answer: str) -> str:
         """The template with both put in."""
-        parts = dict(zip(("question", "answer"), _pair(messages, answer), strict=True))
+        question, answer = _pair(messages, answer)
+        parts = {"question": question, "answer": answer}
         return _PLACE.sub(lambda place: parts[place[1]], self._template or "")
 
     def _log_reward(self, row: Sequence[float], model: str) -> float:
