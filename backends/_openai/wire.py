@@ -125,6 +125,10 @@ def completion(
         body |= {"logprobs": True, "top_logprobs": request.logprobs}
     if request.constraint is not None:
         body |= _constraint(request.constraint, dialect)
+    if request.processors:
+        if not dialect.vllm:
+            raise UnsupportedError(f"{caps.model} has no logits processors to ask for.", remedy="vLLM has.")
+        body["vllm_xargs"] = json.loads(request.processors)
     if dialect.vllm:
         body["return_token_ids"] = True  # they are how many tokens each completion has
     if stream:

@@ -236,6 +236,8 @@ class EmbeddedBackend:
             raise UnsupportedError(
                 f"{self.name} has no native calls of tools.", remedy="Use the plan notation (format='lines')."
             )
+        if request.processors:
+            raise UnsupportedError(f"{self.name} has no logits processors to ask for.", remedy="vLLM has.")
         default = engine.model.config.temperature
         temperature = request.temperature if request.temperature is not None else default
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -277,6 +278,7 @@ class VLLMEngine:
             logprobs=request.logprobs,
             structured_outputs=outputs,
             output_kind=kind,
+            extra_args=json.loads(request.processors) if request.processors else None,
         )
 
     async def _ask(self, ids: Sequence[int], params: Any, priority: int) -> AsyncGenerator[Any, None]:

@@ -31,6 +31,8 @@ def test_a_plain_openai_server() -> None:
                 await backend.score(ScoreRequest(ASKED, ("a",)))
             with pytest.raises(UnsupportedError):
                 await backend.generate(Request((*ASKED, Message("assistant", "The"))))
+            with pytest.raises(UnsupportedError, match="no logits processors"):
+                await backend.generate(Request(ASKED, processors="{}"))
             bound = await backend.count_tokens(ASKED)
             seeded = await backend.generate(Request(ASKED, n=3, seed=2))
             assert [record.n for record in server.records] == [1, 1, 1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-from stratagem.core.backend import Constraint, Message
+from stratagem.core.backend import Constraint, Message, Request
 from stratagem.core.task import Task
 
 Prompt = str | Task | Sequence[Message]
@@ -33,3 +34,9 @@ class Sampling:
     constraint: Constraint | None = None
     tools: str = ""  # see Request
     calls: bool = True  # see Request
+    processors: str = ""  # see Request
+
+    def request(self, messages: tuple[Message, ...], n: int = 1, priority: int = 0) -> Request:
+        """What asks for such samples."""
+        how: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Request(messages, n, priority=priority, **how)

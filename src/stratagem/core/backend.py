@@ -78,6 +78,8 @@ class Request:
     is a line as in :mod:`stratagem.core.native`; the results are messages of the role ``tool``, in the order of
     calls."""
     calls: bool = True  # whether it may call any of ``tools`` now
+    processors: str = ""
+    """JSON object of arguments for logits processors that the server was started with (vLLM's ``vllm_xargs``)."""
 
     def key(self) -> str:
         """Content address of completion 0: hex SHA-256 of all that decides its text."""
@@ -86,6 +88,8 @@ class Request:
             del data["tools"]  # as before there were any
         if self.calls:
             del data["calls"]
+        if not self.processors:
+            del data["processors"]
         return _digest(data)
 
     def sibling(self, index: int) -> Request:

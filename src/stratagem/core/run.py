@@ -156,19 +156,7 @@ class Run:
         Taken before anything is awaited, so that concurrent callers count in the order of their start.
         """
         sampling = sampling or Sampling()
-        request = Request(
-            as_messages(prompt),
-            n=n,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            stop=sampling.stop,
-            logprobs=sampling.logprobs,
-            constraint=sampling.constraint,
-            tools=sampling.tools,
-            calls=sampling.calls,
-            priority=_FIRST if role == JUDGE else 0,
-        )
+        request = sampling.request(as_messages(prompt), n, _FIRST if role == JUDGE else 0)
         # Asking for log-probabilities draws nothing else: strategies that do share samples with those that don't.
         key = f"{role}/{replace(request, logprobs=None).key()}"
         return replace(request, seed=derive(self.seed, key, self.occurrence(key)))
