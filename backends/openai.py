@@ -90,10 +90,10 @@ class OpenAIBackend:
         first_token_timeout: seconds from sending a request until its stream shows its first token.
         retries: how often a failed request is sent again.
         prices: for `Usage.money`.
-        abort_slack: what a vLLM server decodes at most, in tokens per completion, beyond what it has told when it
-            loses a client: the `uncertain_tokens` of a stream that was left. It looks before every step, so that
-            32 is generous: where nobody reads the pieces it is asked to tell only after each half of that. A
-            server that does not say what it has decoded is charged all that was asked for.
+        abort_slack: what a vLLM server decodes at most, in tokens per completion, before it sees that a client has
+            left: the `uncertain_tokens` of a stream that was left. It looks before every step, so that 32 is
+            generous. Where nobody reads the pieces it is asked to tell only after each 32, and as many more are
+            uncertain. A server that does not say what it has decoded is charged all that was asked for.
         jitter_seed: of the delays between attempts; default: from the system, so that processes differ.
 
     Raises:

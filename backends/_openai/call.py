@@ -64,9 +64,12 @@ class Plan:
     without_logprobs: Callable[[], None]  # told that the server has left them out
     stream: bool
     deltas: bool
-    abort_slack: (
-        int  # tokens that vLLM decodes at most, per completion, beyond what it told a client that left
-    )
+    abort_slack: int  # tokens that vLLM decodes at most, per completion, before it sees that a client has left
+
+    @property
+    def every(self) -> int:
+        """Tokens of a completion that vLLM tells at a time: pieces that nobody reads cost both sides time."""
+        return 1 if self.deltas else max(1, self.abort_slack)
 
 
 @dataclass(slots=True)
@@ -161,9 +164,7 @@ class Call:
     async def _once(self, part: Part, attempt: Attempt) -> tuple[None, Usage]:
         indices = [draft.index for draft in part.drafts]
         plan, endpoint = self.plan, self.sender.endpoint
-        # Chunks that nobody reads cost the client time. Half of the slack is for what is decoded and not yet told.
-        every = 1 if plan.deltas else max(1, plan.abort_slack // 2)
-        body = completion(plan.request, indices, plan.dialect, stream=plan.stream, every=every)
+        body = completion(plan.request, indices, plan.dialect, stream=plan.stream, every=plan.every)
         if plan.dialect.vllm and endpoint.schedules and plan.request.priority:
             body["priority"] = plan.request.priority
         if plan.stream:
@@ -254,7 +255,9 @@ class Call:
     def _unseen(self, draft: Draft) -> int:
         """The most that may have been decoded of an unfinished completion beyond what was seen."""
         unseen = max(0, self.plan.request.max_tokens - draft.count)
-        return min(unseen, self.plan.abort_slack) if self.plan.dialect.vllm and draft.counted else unseen
+        if not (self.plan.dialect.vllm and draft.counted):
+            return unseen
+        return min(unseen, self.plan.abort_slack + self.plan.every - 1)
 
     def _lost(self, part: Part) -> Usage:
         """What an attempt that broke off may have cost: what is known, and the most that is not."""
