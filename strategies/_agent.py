@@ -172,7 +172,7 @@ class Agent(Strategy):
             if run.best is None:
                 # A plan is more than nothing, should the time run out.
                 run.propose(Answer.of(Candidate(said)))
-        return self._round(said, rounds, calling.result())
+        return Round(said, tuple(calling.result()))
 
     async def _call(self, task: Task, run: Run, lines: Lines, rounds: Sequence[Round]) -> list[Called]:
         async def instead(name: str, call: str, error: str) -> str | None:
@@ -180,16 +180,19 @@ class Agent(Strategy):
 
         def stopped(calls: list[Called]) -> None:
             if calls:
-                run.propose(so_far((*rounds, self._round("", rounds, calls))))
+                run.propose(so_far((*rounds, Round("", tuple(calls)))))
 
         ask = instead if self._named else None
-        return await run.call(lines, known=known(rounds), named=self._named, instead=ask, stopped=stopped)
+        before = sum(len(each.calls) for each in rounds)
+        return await run.call(
+            lines, known=known(rounds), named=self._named, before=before, instead=ask, stopped=stopped
+        )
 
     async def _instead(
         self, task: Task, run: Run, rounds: Sequence[Round], name: str, call: str, error: str
     ) -> str | None:
         """:meth:`instead`, kept with its cost: a graph's node that runs again does not pay for it again."""
-        key = f"instead/{len(rounds)}/{name} = {call}"
+        key = f"instead/{run.seed}/{len(rounds)}/{name} = {call}"
         if run.kept is not None and (found := await run.kept.recall([key])):
             kept = json.loads(found[key])
             usage = Usage(**kept["usage"])
@@ -224,13 +227,6 @@ class Agent(Strategy):
     @property
     def _named(self) -> bool:
         return self.names_calls and self.format == "lines"
-
-    def _round(self, said: str, rounds: Sequence[Round], calls: Sequence[Called]) -> Round:
-        """A turn with its calls; those that the model gave no name are numbered through the talk."""
-        if not self._named:
-            before = sum(len(each.calls) for each in rounds)
-            calls = [replace(call, name=f"call{before + i}") for i, call in enumerate(calls, 1)]
-        return Round(said, tuple(calls))
 
     async def write(
         self, task: Task, run: Run, rounds: Sequence[Round], note: str = "", lines: Lines | None = None
@@ -285,7 +281,7 @@ class Agent(Strategy):
         lines = Lines()
         self._hand_on(said.split("\n"), lines)
         lines.close()
-        return self._round(said, rounds, await self._call(task, run, lines, rounds))
+        return Round(said, tuple(await self._call(task, run, lines, rounds)))
 
     async def conclude(self, task: Task, run: Run, rounds: Sequence[Round]) -> Round:
         """The last turn: it has to answer."""

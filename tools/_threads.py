@@ -12,11 +12,11 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from stratagem.tools.fair import FairPermits
+from stratagem.tools._places import Places
 
 MOST = 64
 """Threads at a time in one event loop."""
-_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, FairPermits] = WeakKeyDictionary()
+_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, Places] = WeakKeyDictionary()
 
 
 class Raised(Exception):
@@ -27,9 +27,9 @@ class Raised(Exception):
         self.error = error
 
 
-def room() -> FairPermits:
+def room() -> Places:
     """For threads in this event loop."""
-    return _rooms.setdefault(asyncio.get_running_loop(), FairPermits(MOST))
+    return _rooms.setdefault(asyncio.get_running_loop(), Places(MOST))
 
 
 async def in_thread(call: Callable[[], Any], ended: Callable[[], None]) -> Any:
@@ -57,7 +57,11 @@ async def in_thread(call: Callable[[], Any], ended: Callable[[], None]) -> Any:
         with suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(target=work, name="stratagem-tool", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="stratagem-tool", daemon=True).start()
+    except RuntimeError as none_left:
+        ended()
+        raise Raised(none_left) from none_left
     value, error = await waiting
     if error is not None:
         raise Raised(error)

@@ -38,10 +38,12 @@ class CallJournal:
 
     Args:
         kept: where they are kept.
+        owner: whose calls, of those that keep theirs there: a run within another has a seed of its own.
         occurrence: how often the run has asked for this key before, counted up.
     """
 
     kept: Kept
+    owner: int
     occurrence: Callable[[str], int]
 
     def key(self, tool: Tool, arguments: Mapping[str, Any]) -> str | None:
@@ -51,7 +53,7 @@ class CallJournal:
         except (TypeError, ValueError, RecursionError):
             return None
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return f"tool/{digest}/{self.occurrence(digest)}"
+        return f"tool/{self.owner}/{digest}/{self.occurrence(digest)}"
 
     async def recall(self, key: str, tool: Tool) -> tuple[Value | Failed, int] | None:
         """How the call ended before, and how often it was begun then; ``None``: it is to be made.
@@ -117,12 +119,12 @@ class Conduct:
         """Make a call; after a failure with the other arguments that it names, and then with those that ``ask``
         gives. A destructive tool that has begun once is not begun again."""
         outcome = await self._once(call, tool, arguments, key, hold)
-        attempts = outcome.attempts
+        attempts, cost = outcome.attempts, outcome.cost
         for other in call.alternatives:
             if isinstance(outcome, Value) or not _may_repeat(tool, attempts, outcome):
                 break
             outcome = await self._otherwise(call, tool, other, results, hold)
-            attempts += outcome.attempts
+            attempts, cost = attempts + outcome.attempts, cost + outcome.cost
         if (
             isinstance(outcome, Failed)
             and call.on_failure == "ask"
@@ -133,8 +135,8 @@ class Conduct:
             tool, arguments = asked
             call = call.model_copy(update={"tool": tool.name, "arguments": dict(arguments)})
             outcome = await self._otherwise(call, tool, arguments, results, hold)
-            attempts += outcome.attempts
-        return outcome if outcome.attempts == attempts else replace(outcome, attempts=attempts)
+            attempts, cost = attempts + outcome.attempts, cost + outcome.cost
+        return outcome if outcome.attempts == attempts else replace(outcome, attempts=attempts, cost=cost)
 
     async def _otherwise(
         self, call: Call, tool: Tool, arguments: Mapping[str, Any], results: Mapping[str, Any], hold: Hold
@@ -218,31 +220,33 @@ class Conduct:
         """Pay for a call that may be made, and make it."""
         retries = 0 if tool.effect == "destructive" else call.retries
         most = tool.cost * (1 + (tool.retries if retries is None else retries))
-        place = await tool.enter(self)
+        clock = asyncio.get_running_loop().time
         shown = self._shown(tool, arguments)
-        unused = place  # until the call begins, which then gives it back itself
+        settle: Callable[[float], None] = _free
+        started, begun, error = clock(), 0, "cancelled"  # what is cancelled has cost its attempts
+
+        async def begin(attempt: int) -> Failed | None:
+            nonlocal settle, started, begun
+            if attempt == 1:
+                reserved = await self._reserved(tool, most)
+                if isinstance(reserved, Failed):
+                    return reserved
+                settle, started, begun = reserved, clock(), 1
+                if self.journal is not None and key is not None and tool.effect == "destructive":
+                    await self.journal.begin(key)
+                self._tell(ToolStarted, call, shown)
+            begun = attempt
+            return None
+
         try:
-            async with hold():
-                settle = await self._reserved(tool, most)
-                if isinstance(settle, Failed):
-                    return settle
-                clock = asyncio.get_running_loop().time
-                started, error, attempts = clock(), "cancelled", 1  # one that is cancelled costs one attempt
-                try:
-                    if self.journal is not None and key is not None and tool.effect == "destructive":
-                        await self.journal.begin(key)
-                    self._tell(ToolStarted, call, shown)
-                    unused = None
-                    outcome = await tool.invoke(checked, retries=retries, entered=(place,), who=self)
-                    error, attempts = _reason(outcome), outcome.attempts
-                finally:
-                    cost = attempts * tool.cost
-                    settle(cost)
-                    self._tell(ToolFinished, call, shown, seconds=clock() - started, error=error, cost=cost)
-                return outcome
+            outcome = await tool.invoke(checked, retries=retries, who=self, hold=hold, begin=begin)
+            error = _reason(outcome)
+            return replace(outcome, cost=begun * tool.cost) if tool.cost else outcome
         finally:
-            if unused is not None:
-                tool.leave(unused)
+            if begun:
+                cost = begun * tool.cost
+                settle(cost)
+                self._tell(ToolFinished, call, shown, seconds=clock() - started, error=error, cost=cost)
 
     async def _reserved(self, tool: Tool, most: float) -> Callable[[float], None] | Failed:
         """Hold what a call may cost; gives what to tell its real cost."""

@@ -206,12 +206,13 @@ class Plan:
         problems += [duplicate(name) for name, count in ids.items() if count > 1]
         for call in calls.values():
             problems += call.problems(tools)
-        return cls(tuple(calls.values()), (*problems, *loose_ends(calls.values())))
+        problems += loose_ends({name: call.needs for name, call in calls.items()})
+        return cls(tuple(calls.values()), tuple(problems))
 
     @cached_property
     def graph(self) -> nx.DiGraph[str]:
         """An edge from each call to each that takes its result."""
-        return _graph(self.calls)
+        return _graph({call.id: call.needs for call in self.calls})
 
     def reduced(self) -> list[tuple[str, str]]:
         """Its edges without those that longer paths imply.
@@ -259,11 +260,10 @@ def _quoted(text: str) -> str:
     return "".join(c if c.isalnum() or c in " :_.-" else f"#{ord(c)};" for c in text)
 
 
-def _graph(calls: Iterable[Call]) -> nx.DiGraph[str]:
+def _graph(needs: Mapping[str, Iterable[str]]) -> nx.DiGraph[str]:
     graph: nx.DiGraph[str] = nx.DiGraph()
-    listed = list(calls)
-    graph.add_nodes_from(call.id for call in listed)
-    graph.add_edges_from((need, call.id) for call in listed for need in call.needs if need in graph)
+    graph.add_nodes_from(needs)
+    graph.add_edges_from((need, name) for name, each in needs.items() for need in each if need in graph)
     return graph
 
 
@@ -272,17 +272,16 @@ def duplicate(name: str) -> Problem:
     return Problem("duplicate_id", name, f"Two calls have the id {name!r}; the first stands.")
 
 
-def loose_ends(calls: Iterable[Call], known: Iterable[str] = ()) -> list[Problem]:
-    """References to calls that are neither there nor known, and cycles: one problem for each call in one."""
-    listed = list(calls)
-    ids = {*known, *(call.id for call in listed)}
+def loose_ends(needs: Mapping[str, Sequence[str]]) -> list[Problem]:
+    """Of calls, by id with the calls that each waits for: references to calls that are not there, and cycles, one
+    problem for each call in one."""
     found = [
-        Problem("dangling_reference", call.id, f"{call.id} takes the result of {need!r}, which is no call.")
-        for call in listed
-        for need in call.needs
-        if need not in ids
+        Problem("dangling_reference", name, f"{name} takes the result of {need!r}, which is no call.")
+        for name, each in needs.items()
+        for need in each
+        if need not in needs
     ]
-    graph = _graph(listed)
+    graph = _graph(needs)
     for part in nx.strongly_connected_components(graph):
         if len(part) > 1 or graph.has_edge(*2 * tuple(part)):
             names = ", ".join(sorted(part)[:_NAMED])

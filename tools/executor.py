@@ -99,7 +99,8 @@ class Execution:
         self._permits = permits
         self._conduct = conduct or Conduct()
         self._calls: dict[str, Call] = {}
-        self._missing: dict[str, int] = {}  # how many inputs each waiting call lacks
+        self._missing: dict[str, dict[str, None]] = {}  # the calls whose results each waiting call lacks
+        self._inputs: dict[str, dict[str, Any]] = {}  # the results that it has: those of when it was written
         self._takers: defaultdict[str, list[str]] = defaultdict(list)  # who takes whose result
         self._results: dict[str, Any] = dict(known or {})
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -157,6 +158,7 @@ class Execution:
             self._tell([duplicate(call.id)])
             return
         self._calls[call.id] = call
+        inputs = {need: self._results[need] for need in call.needs if need in self._results}
         self._results.pop(call.id, None)
         if self._failed is not None:
             return
@@ -166,14 +168,14 @@ class Execution:
             self._follow()
             return
         outcomes = self.report.outcomes
-        lost = next((need for need in call.needs if need in outcomes and need not in self._results), None)
+        waits = dict.fromkeys(need for need in call.needs if need not in inputs)
+        lost = next((need for need in waits if need in outcomes), None)
         if lost is not None:
             self._settle(call.id, _without(lost, outcomes[lost]))
             return
-        waits = [need for need in call.needs if need not in self._results]
         for need in waits:
             self._takers[need].append(call.id)
-        self._missing[call.id] = len(waits)
+        self._missing[call.id], self._inputs[call.id] = waits, inputs
         if not waits:
             self._start(call)
 
@@ -182,8 +184,12 @@ class Execution:
         if not self._missing or self._failed is not None:
             return
         wrong: defaultdict[str, list[Problem]] = defaultdict(list)
-        for problem in loose_ends(self._calls.values(), self._results):
-            if problem.call in self._missing:
+        waiting = {
+            name: [need for need in waits if need in self._missing or need not in self._calls]
+            for name, waits in self._missing.items()
+        }
+        for problem in loose_ends(waiting):
+            if problem.call is not None:
                 wrong[problem.call].append(problem)
         for name, problems in wrong.items():
             self._refuse(
@@ -207,43 +213,44 @@ class Execution:
         del self._missing[call.id]
         tool = self._tools[call.tool]
         self.report.timings[call.id] = Timing(asyncio.get_running_loop().time())
-        filled = call.filled(self._results)
+        inputs = self._inputs.pop(call.id)
+        filled = call.filled(inputs)
         if isinstance(filled, Failed):
             self._settle(call.id, filled)
             return
-        if (
-            tool.effect == "read_only"
-            and (key := _key(tool.name, filled, call.retries, call.alternatives)) is not None
-        ):
+        parts = (tool.name, filled, call.retries, call.alternatives, call.on_failure == "ask")
+        if tool.effect == "read_only" and (key := _key(*parts)) is not None:
             same = self._shared.setdefault(key, [])
             if not isinstance(same, list):
-                self._settle(call.id, replace(same, attempts=0))
+                self._settle(call.id, replace(same, attempts=0, cost=0.0))
                 return
             same.append(call.id)
             if len(same) > 1:
                 return
             self._keys[call.id] = key
         key = self._conduct.key(tool, filled)
-        self._running[call.id] = self._group.create_task(self._call(call, tool, filled, key))
+        self._running[call.id] = self._group.create_task(self._call(call, tool, filled, inputs, key))
 
-    async def _call(self, call: Call, tool: Tool, filled: dict[str, Any], key: str | None) -> None:
+    async def _call(
+        self, call: Call, tool: Tool, filled: dict[str, Any], inputs: Mapping[str, Any], key: str | None
+    ) -> None:
         timing = self.report.timings[call.id]
         clock = asyncio.get_running_loop().time
         try:
             outcome = await self._conduct.make(
-                call, tool, filled, self._results, key, partial(_Held, self._permits, timing)
+                call, tool, filled, inputs, key, partial(_Held, self._permits, timing)
             )
         except asyncio.CancelledError:
             self.report.outcomes[call.id] = (
                 Skipped(self._failed)
                 if timing.started is None
-                else Failed("cancelled", f"{call.id} was cancelled while it ran.", attempts=1)
+                else Failed("cancelled", f"{call.id} was cancelled while it ran.", attempts=1, cost=tool.cost)
             )
             raise
         finally:
             timing.ended = clock()
             del self._running[call.id]
-        self.report.cost += outcome.attempts * tool.cost
+        self.report.cost += outcome.cost
         task = asyncio.current_task()
         if (
             task is not None and task.cancelling()
@@ -277,9 +284,9 @@ class Execution:
             waiting, self._shared[key] = self._shared[key], outcome
             assert isinstance(waiting, list)
             for other in waiting[1:]:
-                self._settle(other, replace(outcome, attempts=0))
+                self._settle(other, replace(outcome, attempts=0, cost=0.0))
         if isinstance(outcome, Failed) and call.on_failure == "default":
-            outcome = Value(call.default, outcome.attempts, outcome)
+            outcome = Value(call.default, outcome.attempts, outcome.cost, outcome)
         self.report.outcomes[name] = outcome
         if isinstance(outcome, Value):
             self._results[name] = outcome.data
@@ -291,8 +298,9 @@ class Execution:
             if not isinstance(outcome, Value):
                 self._settle(taker, _without(name, outcome))
                 continue
-            self._missing[taker] -= 1
-            if self._missing[taker] == 0 and self._failed is None:
+            del self._missing[taker][name]
+            self._inputs[taker][name] = outcome.data
+            if not self._missing[taker] and self._failed is None:
                 self._start(self._calls[taker])
 
     def _stop(self, name: str) -> None:

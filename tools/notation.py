@@ -153,7 +153,8 @@ class _Reader:
                 yield "", self.value()
                 continue
             self.at += len(word)
-            yield word, None if word in _AFTER else list(self.arguments())
+            called = self.text[self.at :].lstrip(" \t").startswith("(")  # a tool may have such a name
+            yield word, list(self.arguments()) if called or word not in _AFTER else None
         if self.at < len(self.text):
             raise self.fail("the end of the line")
 
@@ -208,7 +209,7 @@ def _after(tool: str, fallbacks: Iterable[tuple[str, Any]], tools: Mapping[str, 
     for word, value in fallbacks:
         if "on_failure" in fields:
             raise _Unreadable("nothing can stand behind the last else")
-        if word in _AFTER:
+        if word in _AFTER and value is None:
             fields["on_failure"] = _AFTER[word]
         elif not word:
             if any(True for _ in references(value)):

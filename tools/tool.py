@@ -13,6 +13,7 @@ import os
 import re
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias, Unpack, overload
@@ -25,8 +26,8 @@ from stratagem.tools._gate import Entered, Gate
 from stratagem.tools._limits import Limits
 from stratagem.tools._masking import MASK as MASK
 from stratagem.tools._masking import masked, texts, write_only
+from stratagem.tools._places import Places
 from stratagem.tools._threads import Raised, guarded, in_thread
-from stratagem.tools.fair import FairPermits
 
 Effect: TypeAlias = Literal["read_only", "idempotent", "destructive"]
 Why: TypeAlias = Literal[
@@ -64,6 +65,7 @@ class Failed:
     error: BaseException | None = field(default=None, repr=False)
     """What was raised, whole: with its cause, group and traceback, and what secrets it holds."""
     attempts: int = 0  # how often the function was begun
+    cost: float = field(default=0.0, compare=False)  # money that this took now
     made: str = field(default="", compare=False)  # in the plan notation, where it is not the call of the plan
 
 
@@ -73,6 +75,7 @@ class Value:
 
     data: Any
     attempts: int = 1  # how often the function was begun: 0 where the result is another call's
+    cost: float = field(default=0.0, compare=False)  # as in :class:`Failed`
     failure: Failed | None = None  # why ``data`` is the default that the call names
     made: str = field(default="", compare=False)  # as in :class:`Failed`
 
@@ -185,36 +188,29 @@ class Tool:
         checked = self.check(arguments)
         return checked if isinstance(checked, Failed) else await self.invoke(checked)
 
-    async def enter(self, who: object | None = None) -> Entered | None:
-        """Wait until the function may begin: for its concurrency, its rate and a thread. Done before a permit of a
-        plan is taken, so that who waits here holds none; several, as agents, are let in in turn. ``None``: calls
-        that take too long hold all places.
-        """
-        thread = not inspect.iscoroutinefunction(self.function)
-        return await self._gate().enter(self.rate, self.timeout, thread=thread, who=who)
-
-    def leave(self, entered: Entered) -> None:
-        """Give up a place that no call has taken."""
-        self._gate().leave(entered)
-
     async def invoke(
         self,
         checked: Mapping[str, Any],
         *,
         retries: int | None = None,
-        entered: tuple[Entered | None] | None = None,
         who: object | None = None,
+        hold: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext,
+        begin: Callable[[int], Awaitable[Failed | None]] | None = None,
     ) -> Value | Failed:
-        """Call the function with what :meth:`check` gave, again after an error or time-out up to ``retries`` times
-        (by default the tool's own number). ``entered`` is what :meth:`enter` gave ``who`` for the first of them."""
-        most = 1 + (self.retries if retries is None else retries)
-        attempt = 1
-        place = await self.enter(who) if entered is None else entered[0]
-        while isinstance(outcome := await self._attempt(checked, attempt, place), Failed) and attempt < most:
-            if outcome.why not in ("error", "timeout"):
+        """Call the function with what :meth:`check` gave, again after an error or time-out.
+
+        Args:
+            retries: how often again; by default the tool's own number.
+            who: calls for whom; several, as agents, are let in in turn.
+            hold: holds a permit while an attempt runs, and only then: not while it waits to be let in by the tool.
+            begin: told the number of an attempt, from 1, that begins now; what it gives in the way of a failure is
+                the call's, which is not made.
+        """
+        attempt, most = 1, 1 + (self.retries if retries is None else retries)
+        while isinstance(outcome := await self._attempt(checked, attempt, who, hold, begin), Failed):
+            if outcome.why not in ("error", "timeout") or outcome.attempts < attempt or attempt == most:
                 break
             attempt += 1
-            place = await self.enter(who)
         if not (self.secrets or self.hidden):
             return outcome
         if isinstance(outcome, Value):
@@ -222,14 +218,31 @@ class Tool:
         return replace(outcome, message=self.masked(outcome.message, checked))
 
     async def _attempt(
-        self, checked: Mapping[str, Any], attempt: int, call: Entered | None
+        self,
+        checked: Mapping[str, Any],
+        attempt: int,
+        who: object | None,
+        hold: Callable[[], AbstractAsyncContextManager[Any]],
+        begin: Callable[[int], Awaitable[Failed | None]] | None,
     ) -> Value | Failed:
-        gate = self._gate()
-        if call is None:
-            message = f"{self.name} is not called: earlier calls of it, which took too long, still go on."
+        thread = not inspect.iscoroutinefunction(self.function)
+        place = await self._gate().enter(self.rate, self.timeout, thread=thread, who=who)
+        if place is None:
+            message = f"{self.name} is not called: earlier calls, which took too long, still go on."
             return Failed("timeout", message, TimeoutError(message), attempt - 1)
-        release = partial(gate.leave, call)
-        running = asyncio.ensure_future(self._begin(checked, attempt, release))
+        unused: Entered | None = place
+        try:
+            async with hold():
+                if begin is not None and (failed := await begin(attempt)) is not None:
+                    return failed
+                unused = None  # the call gives it back itself
+                return await self._made(checked, attempt, place)
+        finally:
+            if unused is not None:
+                unused.leave()
+
+    async def _made(self, checked: Mapping[str, Any], attempt: int, place: Entered) -> Value | Failed:
+        running = asyncio.ensure_future(self._begin(checked, attempt, place.leave))
         late = False
         try:
             await asyncio.sleep(0)  # one that ends at once needs no timer
@@ -241,7 +254,7 @@ class Tool:
                 raise
             # It kept the cancellation to itself: what it gave stands, and the task knows that it is cancelled.
         if late:
-            gate.late(call)
+            place.is_late()
             await _stopped(running)
         if not running.done() or (late and running.cancelled()):
             goes_on = "" if running.done() else " It does not stop, and goes on."
@@ -293,8 +306,7 @@ class Tool:
         if loop not in self._gates:
             for old in [each for each in self._gates if each.is_closed()]:
                 del self._gates[old]
-            permits = None if self.concurrency is None else FairPermits(self.concurrency)
-            self._gates[loop] = Gate(permits, self.concurrency or 0)
+            self._gates[loop] = Gate(None if self.concurrency is None else Places(self.concurrency))
         return self._gates[loop]
 
     def replace(self, **limits: Unpack[Limits]) -> Tool:

@@ -72,6 +72,7 @@ class Toolbox:
         *,
         known: Mapping[str, Any],
         named: bool = True,
+        before: int = 0,
         instead: Instead | None = None,
         stopped: Callable[[list[Called]], None] | None = None,
     ) -> list[Called]:
@@ -82,7 +83,7 @@ class Toolbox:
         async def calls() -> AsyncIterator[Call | Problem]:
             async for line in lines:
                 if line.strip():
-                    call = self._read(line, None if named else f"call{len(texts) + 1}")
+                    call = self._read(line, None if named else f"call{before + len(texts) + 1}")
                     written.append(call)
                     texts.append(line.strip())
                     yield call
@@ -93,7 +94,7 @@ class Toolbox:
             known=known,
             conduct=Conduct(
                 pay=partial(_pay, run.ledger),
-                journal=None if run.kept is None else CallJournal(run.kept, run.occurrence),
+                journal=None if run.kept is None else CallJournal(run.kept, run.seed, run.occurrence),
                 trace=run.trace,
                 approve=self._approve if run.approve is None else partial(_approved, run.approve, self.tools),
                 ask=None if instead is None else partial(self._other, instead),
@@ -181,9 +182,5 @@ def _one(call: Call, tools: Mapping[str, Tool], report: Report) -> Called:
         waiting=isinstance(outcome, Failed) and outcome.why == "waiting",
         takes=call.needs,
         seconds=seconds,
-        cost=0.0 if isinstance(outcome, Skipped) else outcome.attempts * _price(tools, call),
+        cost=0.0 if isinstance(outcome, Skipped) else outcome.cost,
     )
-
-
-def _price(tools: Mapping[str, Tool], call: Call) -> float:
-    return tools[call.tool].cost if call.tool in tools else 0.0

@@ -345,3 +345,36 @@ def test_another_process_repeats_no_destructive_call_unsaid(kept: bool, tmp_path
 def test_an_agent_that_goes_back_is_no_graph_of_turns() -> None:
     with pytest.raises(sg.ConfigurationError, match=r"dfsdt goes back.*node\("):
         agent_graph(sg.DFSDT(), Count().box(), llm=ToyModel(language))
+
+
+def test_a_model_that_names_no_calls_is_allowed_each_of_them_once() -> None:
+    """Calls are numbered through the talk: what was allowed is what is made, in later turns too."""
+    turns = (
+        "Thought: first.\nAction: order(1)",
+        "Thought: then.\nAction: order(2)",
+        "The answer is 2.",
+    )
+    made: list[int] = []
+
+    @sg.tool
+    async def order(n: int) -> int:
+        """Order."""
+        made.append(n)
+        return n
+
+    def says(messages: tuple[sg.Message, ...], tokens: tuple[str, ...]) -> dict[str, float]:
+        return {END: 1.0} if tokens else {turns[sum(m.role == "assistant" for m in messages)]: 1.0}
+
+    async def main() -> None:
+        graph = agent_graph(sg.ReAct(), sg.Toolbox([order]), llm=ToyModel(says), ask_approval=True)
+        compiled = graph.compile(checkpointer=InMemorySaver())
+        state = await compiled.ainvoke({"question": "What?"}, CONFIG)
+        asked: list[Any] = []
+        while "__interrupt__" in state and len(asked) < 5:
+            asked += state["__interrupt__"][0].value["approve"]
+            state = await compiled.ainvoke(Command(resume=True), CONFIG)
+        assert asked == [{"name": "call1", "call": "order(1)"}, {"name": "call2", "call": "order(2)"}]
+        assert made == [1, 2]
+        assert [call["name"] for call in state["answer"]["calls"]] == ["call1", "call2"]
+
+    asyncio.run(main())

@@ -387,3 +387,23 @@ def test_a_line_that_was_cut_short_is_told() -> None:
         assert (answer.value, world.log) == ("3", ["+pen", "-pen"])
         assert [call.ok for call in answer.calls] == [True, False]
         assert "the turn ended within it, for it was too long" in read[-1]
+
+
+def test_where_the_model_fails_in_mid_plan_the_calls_until_then_are_kept() -> None:
+    world, trace = World(), sg.Trace()
+    pieces = 0
+
+    async def pace(_: Request | ScoreRequest) -> None:
+        nonlocal pieces
+        pieces += 1
+        await asyncio.sleep(0)
+        if pieces > 2:
+            raise sg.BackendError("the server has died")
+
+    toy = ToyModel(script(PLAN), pace=pace)
+    with pytest.raises(sg.BackendError, match="has died"):
+        sg.solve_sync("What?", DivideThenAggregate(), llm=toy, tools=world.tools(), trace=trace)
+    assert trace.partial is not None
+    assert (trace.partial.stopped, trace.partial.reason) == ("failed", "the server has died")
+    assert [(call.name, call.result) for call in trace.partial.calls] == [("a", 3), ("b", 4)]
+    assert toy.books.in_flight == 0

@@ -6,13 +6,14 @@ import asyncio
 import heapq
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stratagem.testing.loops import run
+from stratagem.tools.conduct import Conduct
 from stratagem.tools.dag import Call, Plan
 from stratagem.tools.executor import Execution, Skipped
 from stratagem.tools.tool import Failed, Tool, Value, tool, toolbox
@@ -256,3 +257,62 @@ def test_calls_may_be_objects() -> None:
     call = Call.parse(job("a", 0))
     assert isinstance(call, Call)
     assert streamed(call)[0].complete
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+def test_a_name_that_is_known_is_the_old_result_for_calls_before_it_and_the_new_one_after(
+    seconds: float,
+) -> None:
+    """However long its calls take."""
+
+    @tool(effect="idempotent")
+    async def add(a: int, b: int) -> int:
+        """The sum."""
+        await asyncio.sleep(seconds)
+        return a + b
+
+    tools = toolbox(add)
+
+    def plus(name: str, a: str, b: Any) -> dict[str, Any]:
+        return {"id": name, "tool": "add", "arguments": {"a": {"$ref": a}, "b": b}}
+
+    async def main(*calls: dict[str, Any]) -> Mapping[str, Any]:
+        async def arriving() -> AsyncIterator[Any]:
+            for each in calls:
+                yield each
+
+        report = await Execution(tools, known={"a": 2}).run(arriving())
+        assert report.problems == []
+        return {name: outcome.data for name, outcome in report.outcomes.items() if isinstance(outcome, Value)}
+
+    y = {"$ref": "y"}
+    assert run(main(plus("x", "a", 10), plus("a", "x", 100), plus("z", "a", 0))) == {
+        "x": 12,
+        "a": 112,
+        "z": 112,
+    }
+    assert run(main(plus("a", "a", 10), plus("b", "a", 0))) == {"a": 12, "b": 12}
+    late = run(main(plus("x", "a", y), plus("a", "a", 100), plus("y", "a", 0)))
+    assert late == {"x": 2 + 102, "a": 102, "y": 102}
+
+
+def test_equal_calls_of_which_one_asks_are_no_longer_one() -> None:
+    """Each does after a failure what it says itself."""
+    asked: list[str] = []
+
+    @tool(effect="read_only")
+    async def fail(x: int) -> int:
+        """Fail."""
+        raise OSError(str(x))
+
+    async def ask(call: Call, failed: Failed) -> None:
+        asked.append(call.id)
+
+    def calls() -> Plan:
+        arguments = {"tool": "fail", "arguments": {"x": 1}}
+        return Plan.parse(
+            [{"id": "a", **arguments}, {"id": "b", **arguments, "on_failure": "ask"}], toolbox(fail)
+        )
+
+    run(Execution(toolbox(fail), conduct=Conduct(ask=ask)).run(calls()))
+    assert asked == ["b"]

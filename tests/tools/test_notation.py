@@ -225,6 +225,22 @@ def test_what_is_wrong_behind_a_call(line: str, words: str | None) -> None:
         assert words in found.message
 
 
+def test_tools_may_have_the_names_of_what_is_done_after_a_failure() -> None:
+    @sg.tool
+    async def ask(q: str) -> str:
+        """Ask."""
+        return q
+
+    tools = {"ask": ask}
+    for line, fields in (
+        ('a = ask("x") else ask("y")', {"alternatives": [{"q": "y"}], "on_failure": "skip"}),
+        ('a = ask("x") else ask ("y") else ask', {"alternatives": [{"q": "y"}], "on_failure": "ask"}),
+    ):
+        call = parse(line, tools)
+        assert isinstance(call, Call)
+        assert {key: getattr(call, key) for key in fields} == fields
+
+
 def test_data_that_looks_like_a_reference_is_data() -> None:
     call = read('a = store([{"$ref": "b"}, b])')
     assert call.arguments == {"data": [{"$ref": "b"}, Reference.model_validate({"$ref": "b"})]}

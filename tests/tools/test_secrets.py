@@ -23,8 +23,9 @@ from stratagem.tools.tool import Failed, Value, toolbox
 
 
 def test_secrets_are_nowhere_to_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A key of the environment in a result and in an error, and a secret argument: not in the answer, the trace,
-    what the model reads, or the store."""
+    """A key of the environment in a result and in an error: not in the answer, what a trace says of calls, what the
+    model reads, or the store. A secret argument: not in the answer's calls nor in what a trace says of them. What a
+    model has written itself stands in the trace and the store as it is: a resumed run reads it again."""
     monkeypatch.setenv("SHOP_KEY", "sk-1234567")
     read: list[str] = []
 

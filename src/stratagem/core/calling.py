@@ -97,14 +97,15 @@ class Toolbox(Protocol):
         *,
         known: Mapping[str, Any],
         named: bool = True,
+        before: int = 0,
         instead: Instead | None = None,
         stopped: Callable[[list[Called]], None] | None = None,
     ) -> list[Called]:
         """Make the calls that the lines write, each as soon as its line and what it takes are there.
 
-        ``known`` are results of earlier plans by name. Not ``named``: each line is a right side alone. ``instead``
-        is asked once for each call that fails of a tool that says so. Gives what became of every line, in order; a
-        call that fails is data, not an exception. Where the calls are stopped by a cancellation, ``stopped`` gets
-        what has become of them until then.
+        ``known`` are results of earlier plans by name. Not ``named``: each line is a right side alone, and is named
+        ``call1`` and so on, after the calls that there were ``before``. ``instead`` is asked once for each call
+        that fails of a tool that says so. Gives what became of every line, in order; a call that fails is data, not
+        an exception. Where the calls are stopped by a cancellation, ``stopped`` gets what has become of them.
         """
         ...

@@ -309,12 +309,13 @@ class Run:
         *,
         known: Mapping[str, Any] | None = None,
         named: bool = True,
+        before: int = 0,
         instead: Instead | None = None,
         stopped: Callable[[list[Called]], None] | None = None,
     ) -> list[Called]:
         """Make the calls of tools that the lines write (see :class:`Toolbox`), also while they still arrive."""
-        box = self.toolbox()
-        return await box.call(lines, self, known=known or {}, named=named, instead=instead, stopped=stopped)
+        how: Any = {"named": named, "before": before, "instead": instead, "stopped": stopped}
+        return await self.toolbox().call(lines, self, known=known or {}, **how)
 
     async def map(self, function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:
         """``function`` of all items at the same time, results in order; the first failure cancels the rest."""
