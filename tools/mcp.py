@@ -9,10 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from uuid import uuid4
 
 from stratagem.core.address import public
 from stratagem.core.errors import ConfigurationError, MissingExtraError, root_cause
@@ -35,6 +40,7 @@ _log = logging.getLogger(__name__)
 _MOST_PAGES = 100  # of a list of tools
 _CONNECT = 30.0  # seconds to connect, and to send
 _PARTING = 3.0  # seconds that a server has to let go of a connection
+_MARK = "STRATAGEM_MCP"  # in the environment of a server, and so of whatever it starts
 
 
 @asynccontextmanager
@@ -57,7 +63,8 @@ async def mcp_tools(
     are set by :meth:`stratagem.tools.tool.Tool.replace`.
 
     Args:
-        server: the URL of one, or the command that starts one, which then ends with the block.
+        server: the URL of one, or the command that starts one, which then ends with the block: asked to end, and
+            killed if it does not within seconds. On Linux all that it has started is killed too.
         env: further environment of that command, which else gets the few variables that are safe to pass on.
         headers: sent to a URL with each request, as ``{"Authorization": "Bearer ..."}``. Their values are masked as
             ``secrets`` are.
@@ -87,10 +94,14 @@ async def mcp_tools(
     except ImportError as error:
         raise MissingExtraError("MCP servers", "mcp") from error
     where: Any = server
+    mark = ""
     if not isinstance(server, str):
         if not server:
             raise ConfigurationError("The command of the MCP server is empty.")
-        where = StdioServerParameters(command=server[0], args=list(server[1:]), env=dict(env or {}))
+        mark = uuid4().hex
+        # Servers that this process's own server may have started bear its mark as well.
+        environment = {**(env or {}), _MARK: os.environ.get(_MARK, "") + mark}
+        where = StdioServerParameters(command=server[0], args=list(server[1:]), env=environment)
     elif not server.startswith(("http://", "https://")):
         raise ConfigurationError(
             f"{public(server)!r} is no URL of an MCP server.", remedy="Give a URL, or a command as a list."
@@ -103,7 +114,8 @@ async def mcp_tools(
             )
         secrets = (*secrets, *_parts(headers or {}))
     connected = _Server(
-        lambda: Client(_over_http(server, headers, auth) if isinstance(server, str) else where)
+        lambda: Client(_over_http(server, headers, auth) if isinstance(server, str) else where),
+        None if isinstance(server, str) else partial(_kill, mark.encode()),
     )
     try:
         try:
@@ -160,8 +172,9 @@ def _parts(headers: Mapping[str, str]) -> Iterator[str]:
 class _Server:
     """What calls go to: a connection, and another one after it has broken."""
 
-    def __init__(self, client: Callable[[], Client]) -> None:
+    def __init__(self, client: Callable[[], Client], kill: Callable[[], None] | None) -> None:
         self._client = client
+        self._kill = kill
         self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
         self._left = False
@@ -181,7 +194,7 @@ class _Server:
             if self._left:
                 raise ConnectionError("the block of mcp_tools has ended")
             if self._connection is None:
-                self._connection = _Connection(self._client())
+                self._connection = _Connection(self._client(), self._kill)
             connection = self._connection
         return await connection.call(use)
 
@@ -195,8 +208,9 @@ class _Server:
 class _Connection:
     """A client in a task of its own: a server that dies must not cancel whoever uses its tools."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, kill: Callable[[], None] | None) -> None:
         self._client = client
+        self._kill = kill
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._leave = asyncio.Event()
         self.broken = False
@@ -237,13 +251,38 @@ class _Connection:
             await asyncio.wait({using})
 
     async def close(self) -> None:
-        """End it, whether it is connected or not yet."""
+        """End it, whether it is connected or not yet, and whatever the server has started, even when cancelled."""
         self._leave.set()
         if not self._ready.done():
             self._holding.cancel()
-        if not (await asyncio.wait({self._holding}, timeout=_PARTING))[0]:
-            self._holding.cancel()
+        try:
+            # Cancelled before it has ended a server, the library would leave it behind.
+            for end in (self._kill, self._holding.cancel) if self._kill else (self._holding.cancel,):
+                if (await asyncio.wait({self._holding}, timeout=_PARTING))[0]:
+                    return
+                end()
             await asyncio.wait({self._holding}, timeout=_PARTING)
+        finally:
+            if self._kill:
+                self._kill()
+
+
+def _kill(mark: bytes) -> None:
+    """Kill all processes with a mark in their environment, where the system shows it (Linux). Unlike a process
+    group it stays with children in sessions of their own, such as browsers."""
+    killed: set[int] = set()
+    while found := set(_marked(mark)) - killed:  # again: one may just have started another
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= found
+
+
+def _marked(mark: bytes) -> Iterator[int]:
+    for each in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            if mark in each.read_bytes():
+                yield int(each.parent.name)
 
 
 def mcp_server(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -84,6 +86,22 @@ def raw(kind: str, given: str = "") -> None:
             print(text[:20] if half else text, end="" if half else "\n", flush=True)
 
 
+def family(kind: str) -> None:
+    """Tells its pid and that of a child, which has a session of its own; ends when it should, unless it is
+    ``stubborn``."""
+    if kind == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.pause()"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+    ) as child:  # fmt: skip
+        pids = json.dumps([os.getpid(), child.pid])
+        raw("result", json.dumps({"content": [{"type": "text", "text": pids}]}))
+        if kind == "stubborn":
+            threading.Event().wait()
+        os._exit(0)  # leaves the child
+
+
 def sessions(hang: bool) -> None:
     """An HTTP server of the older protocol, which keeps sessions: forgets them all when its tool is first called,
     and,
@@ -155,6 +173,8 @@ if __name__ == "__main__":
         sys.stdin.read()
     elif sys.argv[1] == "raw":
         raw(*sys.argv[2:])
+    elif sys.argv[1] == "family":
+        family(sys.argv[2])
     elif sys.argv[1] == "sessions":
         sessions(sys.argv[2] == "hang")
     elif sys.argv[1] == "gone":

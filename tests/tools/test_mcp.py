@@ -6,7 +6,10 @@ import asyncio
 import base64
 import json
 import logging
+import os
+import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -214,6 +217,62 @@ def test_an_error_without_text_says_what_came() -> None:
     failed = asyncio.run(main())
     assert isinstance(failed, Failed)
     assert "image/png" in failed.message
+
+
+# -- its end -----------------------------------------------------------------------------------------------
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="children in sessions of their own are found on Linux only"
+)
+@pytest.mark.parametrize(
+    ("kind", "cancelled"), [("gentle", 0), ("stubborn", 0), ("stubborn", 1), ("stubborn", 2), ("stopped", 0)]
+)
+def test_nothing_of_a_server_outlives_its_block(kind: str, cancelled: int) -> None:
+    """Also of one that ignores SIGTERM or is stopped, and when the block is cancelled, or cancelled once more while
+    it ends."""
+
+    async def main() -> list[int]:
+        told: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+
+        async def use() -> None:
+            async with mcp_tools([*CHILD, "family", kind]) as [tool]:
+                done = await tool()
+                assert isinstance(done, Value)
+                pids = json.loads(done.data)
+                assert all(map(alive, pids))
+                if kind == "stopped":
+                    os.kill(pids[0], signal.SIGSTOP)
+                told.set_result(pids)
+                if cancelled:
+                    await asyncio.Event().wait()
+
+        using = asyncio.create_task(use())
+        either: set[asyncio.Future[Any]] = {using, told}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        for _ in range(cancelled):
+            using.cancel()
+            await asyncio.sleep(0.1)  # it is on its way out
+        await asyncio.wait({using})
+        assert using.cancelled() == bool(cancelled)
+        return told.result()
+
+    pids = asyncio.run(asyncio.wait_for(main(), 60))
+    try:
+        soon = time.monotonic() + 5
+        while any(map(alive, pids)):  # what is killed still takes a moment to be gone
+            assert time.monotonic() < soon
+            time.sleep(0.01)
+    finally:
+        for pid in filter(alive, pids):
+            os.kill(pid, signal.SIGKILL)
 
 
 # -- our own server ----------------------------------------------------------------------------------------
