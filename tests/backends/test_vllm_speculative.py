@@ -282,11 +282,14 @@ def test_the_longest_end_that_is_followed_by_something_is_found(
 
 
 def test_past_runs_are_copied_and_survive_a_file(tmp_path: Path) -> None:
-    store = Datastore.of([[1, 2, 3, 4], [1, 2, 3, 4], [], [1, 2, 5], [8, 3, 6]])
+    store = Datastore.of([[1, 2, 3, 4], [1, 2, 3, 4], [], [1, 2, 5], [8, 3, 6]], "a digest")
     assert store.sequences == 4
     store.save(tmp_path / "runs.npz")
     again = Datastore.load(tmp_path / "runs.npz")
     assert np.array_equal(again.tokens, store.tokens)
+    assert again.vocabulary == "a digest"
+    np.savez(tmp_path / "old.npz", tokens=store.tokens)
+    assert Datastore.load(tmp_path / "old.npz").vocabulary == ""
     tree = guess(Retrieval(again), [7, 1, 2])
     assert tree.match == 2
     assert paths(tree) == {(3,): 2 / 4, (5,): 1 / 4, (3, 4): 2 / 4 * 2 / 3}
@@ -349,13 +352,51 @@ def test_past_runs_are_read_from_journals_traces_and_texts(tmp_path: Path) -> No
     assert store.following(places, 100) == [encode("One, two.\nThree, four.")[match:]]
 
 
+SAID = ("One\u2028two\u0085three, né\n", "{}", "Four.")
+
+
+def traced(path: Path) -> None:
+    """A run that was told these."""
+    lines = JsonLines(path)
+    trace = Trace("a run", listeners=[lines])
+    for index, text in enumerate(SAID):
+        trace.append(CompletionArrived(1, index, text, "stop", 3))
+    lines.close()
+
+
+def test_a_trace_that_was_cut_off_anywhere_gives_what_stands_in_it(tmp_path: Path) -> None:
+    traced(tmp_path / "whole.jsonl")
+    assert tuple(texts(tmp_path / "whole.jsonl")) == SAID
+    written = (tmp_path / "whole.jsonl").read_bytes()
+    for end in range(30, len(written)):
+        (tmp_path / "torn.jsonl").write_bytes(written[:end])
+        found = tuple(texts(tmp_path / "torn.jsonl"))
+        whole = written.count(b"\n", 0, end)
+        # A line that lacks only its end is there.
+        assert found in (SAID[:whole], SAID[: whole + 1]), written[:end]
+
+
+def test_a_line_that_is_no_event_within_a_trace_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    traced(path)
+    first, second, *_ = path.read_text(encoding="utf-8").split("\n")
+    for bad in (second[:40] + first, "[1]", '{"type": "completion"}', '{"type": "completion", "text": 1}'):
+        path.write_text("\n".join((first, bad, second, "")), encoding="utf-8")
+        with pytest.raises(ConfigurationError, match=r"runs.jsonl:2 is no event of a trace.*that line"):
+            list(texts(path))
+
+
 def test_files_of_which_nothing_can_be_made_are_one_error(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     (tmp_path / "damaged").write_bytes(b"SQLite format 3\0 and no more")
-    (tmp_path / "none.jsonl").write_text('{"type": "proposed"}\n')
+    trace = JsonLines(tmp_path / "none.jsonl")
+    Trace("a run", listeners=[trace]).append(Proposed("a", None))
+    trace.close()
     for name in ("no-such-file", "bytes", "damaged"):
         with pytest.raises(ConfigurationError, match=f"{name} cannot be read"):
             list(texts(tmp_path / name))
+    (tmp_path / "half.jsonl").write_text('{"type": "completion", "run_id": "", "text": "a\\ud83d"}\n')
+    assert collected(MINI, [tmp_path / "half.jsonl"]).sequences == 1, "half a surrogate pair is no character"
     with pytest.raises(ConfigurationError, match=r"no completion in these files.*traces"):
         collected(MINI, [tmp_path / "none.jsonl"])
     with pytest.raises(ConfigurationError, match=r"no tokenizer of .*tokenizer.json"):

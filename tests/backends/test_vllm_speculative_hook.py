@@ -10,22 +10,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+from stratagem.backends.embedded.backend import MINI
 from stratagem.backends.vllm.profiles import DATASTORE, OWN
 from stratagem.backends.vllm.speculative import hook
 from stratagem.backends.vllm.speculative.datastore import Datastore
 from stratagem.backends.vllm.speculative.hook import Hook, MergedHook, RetrievalHook
+from stratagem.backends.vllm.speculative.past import collected
 from stratagem.backends.vllm.speculative.proposer import Context, Proposer, Tops
 from stratagem.backends.vllm.speculative.tree import Tree
+from stratagem.core.errors import ConfigurationError
 
 LONGEST = 64
 VOCABULARY = 16
 
 
-def config(options: Mapping[str, str] | None = None) -> Any:
+def config(
+    options: Mapping[str, str] | None = None, tokenizer: Path = MINI, vocabulary: int = VOCABULARY
+) -> Any:
     """What the hook reads of vLLM's configuration."""
     return SimpleNamespace(
-        model_config=SimpleNamespace(max_model_len=LONGEST, get_vocab_size=lambda: VOCABULARY),
+        model_config=SimpleNamespace(
+            max_model_len=LONGEST, get_vocab_size=lambda: vocabulary, tokenizer=str(tokenizer)
+        ),
         speculative_config=SimpleNamespace(num_speculative_tokens=4),
         additional_config=options or {},
     )
@@ -183,3 +192,23 @@ def test_a_datastore_that_cannot_be_read_is_told_at_the_start(tmp_path: Path) ->
         with pytest.raises(Exception, match=r"runs.npz cannot be read"):
             kind(config({DATASTORE: str(tmp_path / "runs.npz")}))
     MergedHook(config())
+
+
+@pytest.mark.parametrize("kind", [RetrievalHook, MergedHook])
+def test_a_datastore_of_another_model_is_told_at_the_start(kind: type[Hook], tmp_path: Path) -> None:
+    options = {DATASTORE: str(tmp_path / "runs.npz")}
+    Datastore.of([[5, VOCABULARY - 1]]).save(options[DATASTORE])
+    kind(config(options))
+    Datastore.of([[5, 6], [VOCABULARY, 7]]).save(options[DATASTORE])
+    with pytest.raises(ConfigurationError, match=r"runs.npz was made for another model.*vllm datastore"):
+        kind(config(options))
+
+    other = tmp_path / "other"
+    other.mkdir()
+    Tokenizer(WordLevel({"Ana": 0, "?": 1}, unk_token="?")).save(str(other / "tokenizer.json"))
+    (tmp_path / "notes.txt").write_text("Ana")
+    collected(other, [tmp_path / "notes.txt"]).save(options[DATASTORE])
+    kind(config(options, tokenizer=other))
+    kind(config(options, tokenizer=tmp_path))  # which has none that could be compared
+    with pytest.raises(ConfigurationError, match=r"runs.npz was made for another model"):
+        kind(config(options))

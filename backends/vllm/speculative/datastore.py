@@ -26,17 +26,19 @@ class Datastore:
 
     Args:
         tokens: all of them, with :data:`END` after each sequence.
+        vocabulary: the digest of the vocabulary that they are of, if it is known.
     """
 
-    def __init__(self, tokens: NDArray[np.int32]) -> None:
+    def __init__(self, tokens: NDArray[np.int32], vocabulary: str = "") -> None:
         self.tokens = tokens
+        self.vocabulary = vocabulary
         self._places = _sorted_places(tokens)
 
     @classmethod
-    def of(cls, sequences: Iterable[Sequence[int]]) -> Self:
+    def of(cls, sequences: Iterable[Sequence[int]], vocabulary: str = "") -> Self:
         """From sequences of token ids."""
         parts = [np.asarray([*sequence, END], np.int32) for sequence in sequences if len(sequence)]
-        return cls(np.concatenate(parts) if parts else np.empty(0, np.int32))
+        return cls(np.concatenate(parts) if parts else np.empty(0, np.int32), vocabulary)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -49,6 +51,7 @@ class Datastore:
         try:
             with np.load(path, allow_pickle=False) as file:
                 tokens = file["tokens"]
+                vocabulary = str(file["vocabulary"]) if "vocabulary" in file else ""
         except OSError as error:
             raise ConfigurationError(
                 f"The datastore {path} cannot be read: {error.strerror}.", remedy=remedy
@@ -57,13 +60,13 @@ class Datastore:
             raise ConfigurationError(f"{path} is no datastore.", remedy=remedy) from error
         if tokens.dtype != np.int32 or tokens.ndim != 1 or (len(tokens) and tokens[-1] != END):
             raise ConfigurationError(f"{path} is no datastore.", remedy=remedy)
-        return cls(tokens)
+        return cls(tokens, vocabulary)
 
     def save(self, path: str | Path) -> None:
         """Write it to a file, compressed. Raises StoreError."""
         try:
             with Path(path).open("wb") as file:
-                np.savez_compressed(file, tokens=self.tokens)
+                np.savez_compressed(file, tokens=self.tokens, vocabulary=self.vocabulary)
         except OSError as error:
             raise StoreError(f"The datastore {path} cannot be written: {error.strerror}.") from error
 

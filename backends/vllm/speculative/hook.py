@@ -24,14 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratagem.backends.vllm.profiles import DATASTORE
-from stratagem.backends.vllm.speculative.datastore import Datastore
+from stratagem.backends.vllm.speculative.datastore import END, Datastore
 from stratagem.backends.vllm.speculative.lookup import PromptLookup
 from stratagem.backends.vllm.speculative.merged import Merged
+from stratagem.backends.vllm.speculative.past import vocabulary_of
 from stratagem.backends.vllm.speculative.proposer import Context, Ids, Proposer
 from stratagem.backends.vllm.speculative.recycling import TokenRecycling
 from stratagem.backends.vllm.speculative.retrieval import Retrieval
 from stratagem.backends.vllm.speculative.sampling import ensure_right
 from stratagem.backends.vllm.speculative.trie import TokenTrie
+from stratagem.core.errors import ConfigurationError
 
 FLOOR = 0.1  # drafts end where all up to there is right with a lower probability
 _OUTPUTS = 4  # of the output layer that are kept: a step's, and those for log-probabilities of prompts
@@ -41,14 +43,15 @@ class Hook(ABC):
     """What vLLM sees; a class of one's own need only say its proposer.
 
     Args:
-        vllm_config: vLLM's own; read are ``num_speculative_tokens``, the model's vocabulary and longest sequence,
-            and ``additional_config``.
+        vllm_config: vLLM's own; read are ``num_speculative_tokens``, the model's vocabulary, tokenizer and longest
+            sequence, and ``additional_config``.
     """
 
     def __init__(self, vllm_config: Any) -> None:
         model = vllm_config.model_config
         self._depth: int = vllm_config.speculative_config.num_speculative_tokens
         self._longest: int = model.max_model_len
+        self._model = model
         self._proposer = self.made(model.get_vocab_size(), vllm_config.additional_config)
         self._contexts: dict[int, Context] = {}  # by row of the last step
         self._drafts: dict[Context, list[int]] = {}
@@ -57,6 +60,21 @@ class Hook(ABC):
     @abstractmethod
     def made(self, vocabulary: int, options: Mapping[str, Any]) -> Proposer:
         """The proposer, for so many token ids; ``options`` are those of `--additional-config`."""
+
+    def past(self, options: Mapping[str, Any]) -> Retrieval:
+        """The proposer from the file that the options name.
+
+        Raises:
+            ConfigurationError: it cannot be read, or holds tokens of another model, that this one may not have.
+        """
+        path = options[DATASTORE]
+        store = Datastore.load(path)
+        if not _fits(store, self._model):
+            raise ConfigurationError(
+                f"The datastore {path} was made for another model: its tokens are not those of this one.",
+                remedy="Make one with: stratagem vllm datastore",
+            )
+        return Retrieval(store)
 
     def load_model(self, model: Any) -> None:
         """Called once with the target: watches its output layer for a proposer that learns from it.
@@ -137,6 +155,17 @@ class Hook(ABC):
         return {row: [next(lines) for _ in range(size)] for row, size in enumerate(sizes)}
 
 
+def _fits(store: Datastore, model: Any) -> bool:
+    if store.tokens.max(initial=END) >= model.get_vocab_size():
+        return False
+    try:
+        return store.vocabulary in ("", vocabulary_of(model.tokenizer))
+    except (
+        ConfigurationError
+    ):  # vLLM reads other kinds of tokenizers as well, with which nothing can be compared
+        return True
+
+
 def _same(context: Context, tokens: Ids) -> bool:
     return context.length == len(tokens) and np.array_equal(context.tokens, tokens)
 
@@ -159,12 +188,12 @@ class RetrievalHook(Hook):
     """Retrieval from a file of past runs."""
 
     def made(self, vocabulary: int, options: Mapping[str, Any]) -> Proposer:
-        return Retrieval(Datastore.load(options[DATASTORE]))
+        return self.past(options)
 
 
 class MergedHook(Hook):
     """All of them, and prompt lookup; retrieval where there is a file."""
 
     def made(self, vocabulary: int, options: Mapping[str, Any]) -> Proposer:
-        past = [Retrieval(Datastore.load(options[DATASTORE]))] if DATASTORE in options else []
+        past = [self.past(options)] if DATASTORE in options else []
         return Merged([TokenRecycling(vocabulary), TokenTrie(), PromptLookup(), *past])

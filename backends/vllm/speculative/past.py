@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -17,6 +18,7 @@ from stratagem.core.errors import ConfigurationError, StoreError
 from stratagem.core.trace import CompletionArrived
 
 _SQLITE = b"SQLite format 3\0"
+_BEGUN = re.compile(rb'\{"number": ?\d+, ?"at": ?')  # an event of a trace, of which the rest may be missing
 
 
 def collected(model: str | Path, files: Iterable[str | Path]) -> Datastore:
@@ -29,12 +31,14 @@ def collected(model: str | Path, files: Iterable[str | Path]) -> Datastore:
     Raises:
         ConfigurationError: a file or the tokenizer cannot be read, or there is no completion in all of them.
     """
-    encode = _tokenizer(model).encode
+    tokenizer = _tokenizer(model)
+
+    def encoded(text: str) -> list[int]:
+        # Half of a surrogate pair, which a server's JSON may hold, is no text to the tokenizer.
+        return tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=False).ids
+
     made = Datastore.of(
-        encode(text, add_special_tokens=False).ids
-        for path in files
-        for text in texts(Path(path))
-        if text.strip()
+        (encoded(text) for path in files for text in texts(Path(path)) if text.strip()), _digest(tokenizer)
     )
     if not made.sequences:
         raise ConfigurationError(
@@ -47,20 +51,17 @@ def texts(path: Path) -> Iterator[str]:
     """What was decoded, in one such file. Raises ConfigurationError."""
     try:
         with path.open("rb") as file:
-            journal = file.read(len(_SQLITE)) == _SQLITE
-        if journal:
+            head = file.readline()
+        if head.startswith(_SQLITE):
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
                 for (value,) in database.execute("SELECT value FROM stratagem_calls"):
                     yield from _journaled(value)
-            return
-        text = path.read_text(encoding="utf-8")
+        elif _is_event(head):
+            yield from _traced(path)
+        else:
+            yield path.read_text(encoding="utf-8")
     except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from error
-    lines = [_object(line) for line in text.splitlines() if line.strip()]
-    if lines and all("type" in line for line in lines):
-        yield from (line["text"] for line in lines if line["type"] == CompletionArrived.type)
-    else:
-        yield text
 
 
 def _journaled(value: str) -> Iterator[str]:
@@ -73,12 +74,42 @@ def _journaled(value: str) -> Iterator[str]:
         yield text
 
 
-def _object(line: str) -> dict[str, Any]:
+def _is_event(line: bytes) -> bool:
     try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return _BEGUN.match(line) is not None
+    return isinstance(event, dict) and {"type", "run_id"} <= event.keys()
+
+
+def _traced(path: Path) -> Iterator[str]:
+    """The completions of a trace. What a kill has cut off in its last line, in mid-character even, is left out."""
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+            text = event["text"] if event["type"] == CompletionArrived.type else None
+            if not isinstance(text, str | None):
+                raise TypeError("it is no text")
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                return
+            raise ConfigurationError(
+                f"{path}:{number} is no event of a trace.",
+                remedy="Take out that line, or give a file that --trace wrote.",
+            ) from None
+        if text is not None:
+            yield text
+
+
+def vocabulary_of(model: str | Path) -> str:
+    """The digest of its tokens and their ids. Raises ConfigurationError where its tokenizer cannot be read."""
+    return _digest(_tokenizer(model))
+
+
+def _digest(tokenizer: Tokenizer) -> str:
+    told = json.dumps(tokenizer.get_vocab(with_added_tokens=True), sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _tokenizer(model: str | Path) -> Tokenizer:
