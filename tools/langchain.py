@@ -34,12 +34,27 @@ def from_langchain(
     except (AttributeError, TypeError) as error:
         raise ConfigurationError(f"{tool!r} is no tool of LangChain's: {error}.") from None
 
+    def blocking(**arguments: Any) -> Any:
+        return tool.invoke(arguments)
+
     async def function(**arguments: Any) -> Any:
         return await tool.ainvoke(arguments)
 
+    chosen = blocking if _blocks(tool) else function
     return schema_tool(
-        tool.name, tool.description, plain, function, effect=effect, timeout=timeout, secrets=secrets
+        tool.name, tool.description, plain, chosen, effect=effect, timeout=timeout, secrets=secrets
     )
+
+
+def _blocks(tool: BaseTool) -> bool:
+    """Whether its ``ainvoke`` would but call ``invoke`` in the event loop's pool, where calls that hang hold up
+    others."""
+    from langchain_core import tools as theirs
+
+    if type(tool).ainvoke is theirs.BaseTool.ainvoke:
+        return type(tool)._arun is theirs.BaseTool._arun
+    known = type(tool).ainvoke in (theirs.StructuredTool.ainvoke, theirs.Tool.ainvoke)
+    return known and getattr(tool, "coroutine", None) is None
 
 
 def to_langchain(tool: Tool) -> StructuredTool:

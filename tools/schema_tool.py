@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,14 +90,14 @@ def schema_tool(
     name: str,
     description: str,
     schema: Mapping[str, Any],
-    function: Callable[..., Awaitable[Any]],
+    function: Callable[..., Any],
     *,
     effect: Effect = "destructive",
     timeout: float = 30.0,
     max_bytes: int = 100_000,
     secrets: Sequence[str] = (),
 ) -> Tool:
-    """A tool from the JSON schema of its arguments and an async function that takes them by name.
+    """A tool from the JSON schema of its arguments and a function, async or not, that takes them by name.
 
     The schema is of the draft that its ``$schema`` names, else of 2020-12 or, where it does not fit that, of draft
     7. Arguments are those of its ``properties``, also where these stand in a ``$ref``, ``allOf``, ``anyOf`` or
@@ -192,10 +193,11 @@ def _merged(schema: Any, root: Mapping[str, Any]) -> tuple[dict[str, Any], set[s
     return {**properties, **{name: {} for name in sorted(required) if name not in properties}}, required, more
 
 
-def _renamed(
-    function: Callable[..., Awaitable[Any]], own: Mapping[str, str]
-) -> Callable[..., Awaitable[Any]]:
-    async def named(**arguments: Any) -> Any:
-        return await function(**{own.get(name, name): value for name, value in arguments.items()})
+def _renamed(function: Callable[..., Any], own: Mapping[str, str]) -> Callable[..., Any]:
+    def blocking(**arguments: Any) -> Any:
+        return function(**{own.get(name, name): value for name, value in arguments.items()})
 
-    return named
+    async def named(**arguments: Any) -> Any:
+        return await blocking(**arguments)
+
+    return named if inspect.iscoroutinefunction(function) else blocking

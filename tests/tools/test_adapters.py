@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.tools import BaseTool
 from langchain_core.tools import tool as langchain_tool
 from langgraph.graph import MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
@@ -59,6 +62,52 @@ def test_a_tool_of_langchain_is_called_with_its_schema_checked() -> None:
         assert "not for sale" in failed.message
 
     asyncio.run(main())
+
+
+def test_sync_tools_of_langchain_that_hang_hold_up_neither_others_nor_the_end() -> None:
+    go_on, returned = threading.Event(), list[int]()
+
+    @langchain_tool
+    def hangs(i: int) -> None:
+        """Takes long."""
+        go_on.wait(20)
+        returned.append(i)
+
+    @langchain_tool
+    def quick(i: int) -> int:
+        """Returns at once."""
+        return i
+
+    async def main() -> tuple[Value | Failed, Value | Failed]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        hung = await from_langchain(hangs, timeout=0.2)(i=1)
+        return hung, await from_langchain(quick, timeout=10)(i=2)
+
+    hung, done = asyncio.run(main())
+    assert returned == []
+    go_on.set()
+    assert isinstance(hung, Failed)
+    assert hung.why == "timeout"
+    assert done == Value(2)
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_a_tool_of_langchain_runs_where_its_kind_belongs(blocks: bool) -> None:
+    """A coroutine of its own in the event loop, a plain function not."""
+
+    class Own(BaseTool):
+        name: str = "own"
+        description: str = "Where it runs."
+
+        def _run(self) -> bool:
+            return threading.current_thread() is threading.main_thread()
+
+        if not blocks:
+
+            async def _arun(self) -> bool:
+                return self._run()
+
+    assert asyncio.run(from_langchain(Own())()) == Value(not blocks)
 
 
 def test_our_tools_work_in_langgraphs_tool_node() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -293,6 +294,16 @@ def test_any_tool_takes_other_limits(make: Any) -> None:
     assert isinstance(failed, Failed)
     assert failed.why == "too_large"
     assert asyncio.run(tool(text="a" * 10)) == Value(10)
+
+
+def test_a_plain_function_runs_in_a_thread() -> None:
+    """Also where an argument has another name for the model."""
+
+    def where(**arguments: Any) -> Any:
+        return [threading.current_thread() is threading.main_thread(), arguments]
+
+    tool = schema_tool("where", "W.", {"properties": {"a-b": {}}}, where)
+    assert asyncio.run(tool(a_b=1)) == Value([False, {"a-b": 1}])
 
 
 def test_retries_are_made() -> None:
