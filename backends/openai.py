@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from copy import copy
 from dataclasses import replace
 from random import Random
@@ -53,6 +53,7 @@ from stratagem.core.errors import (
     ContextLengthError,
     ProtocolError,
     RejectedError,
+    UnavailableError,
     UnsupportedError,
 )
 from stratagem.core.usage import Meter, Prices, Usage
@@ -178,10 +179,11 @@ class OpenAIBackend:
             if chunk.completion is not None:
                 done[chunk.index] = chunk.completion
 
-        dialect = await self._dialect()
-        request = await self._fitted(request, dialect)
-        call = await self._call(dialect, request, Tally(meter), arrived, stream=False, deltas=False)
-        await call.draw(range(request.n))
+        with self._forgetting():
+            dialect = await self._dialect()
+            request = await self._fitted(request, dialect)
+            call = await self._call(dialect, request, Tally(meter), arrived, stream=False, deltas=False)
+            await call.draw(range(request.n))
         return Generation(tuple(done[i] for i in range(request.n)), call.tally.total)
 
     @asynccontextmanager
@@ -197,7 +199,8 @@ class OpenAIBackend:
         driver = asyncio.ensure_future(call.draw(range(request.n)))
         driver.add_done_callback(arrivals.ended)
         try:
-            yield _ServerStream(call, arrivals)
+            with self._forgetting():
+                yield _ServerStream(call, arrivals)
             if not arrivals.open:
                 # All completions have come; the usage and the end of the answer are on their way, and reading
                 # them keeps the connection.
@@ -206,8 +209,9 @@ class OpenAIBackend:
             await stopped(driver)
 
     async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
-        """Log-probabilities of the continuations, by vLLM's prompt log-probabilities; one request for each. Where
-        each is a single token it is one request for all, which has the prompt from the prefix cache.
+        """Log-probabilities of the continuations, by vLLM's prompt log-probabilities; one request for each. Single
+        tokens are first looked for among the likeliest next ones: one request for all, which has the prompt from
+        the prefix cache.
 
         Raises UnsupportedError on a server that is not vLLM.
         """
@@ -216,16 +220,19 @@ class OpenAIBackend:
             raise UnsupportedError(f"{self._where} cannot score given continuations.", remedy="vLLM can.")
         prefix = await self._tokenize(request.messages, dialect) if dialect.tokenize else None
         tally = Tally(meter)
+        found: dict[str, float] = {}
         if prefix is not None and (labels := await self._label_ids(request, prefix, dialect)):
-            told = await self._score_labels(request.messages, labels, dialect, tally)
-            if told is not None:
-                scores = ((TokenLogprob(t, told[labels[t]]),) if t else () for t in request.continuations)
-                return Scoring(tuple(scores), tally.total)
-        async with task_group() as group:
-            tasks = [
-                group.create_task(self._score(request.messages, text, prefix, dialect, tally))
-                for text in request.continuations
-            ]
+            told = await self._likeliest(request.messages, dialect, tally)
+            found = {text: told[token] for text, token in labels.items() if token in told}
+
+        async def one(text: str) -> tuple[TokenLogprob, ...]:
+            if text in found:
+                return (TokenLogprob(text, found[text]),)
+            return await self._score(request.messages, text, prefix, dialect, tally)
+
+        with self._forgetting():
+            async with task_group() as group:
+                tasks = [group.create_task(one(text)) for text in request.continuations]
         return Scoring(tuple(task.result() for task in tasks), tally.total)
 
     async def counts(self) -> dict[str, Snapshot]:
@@ -278,6 +285,17 @@ class OpenAIBackend:
             found = await _NEGOTIATING.do(key, lambda: negotiate(sender, self._settings, self._model))
             _DIALECTS[key] = found
         return found
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Where nobody answers any more, whoever comes back may be another server: it is asked anew."""
+        try:
+            yield
+        except UnavailableError:
+            _DIALECTS.pop((self._settings.base_url, self._settings.api_key, self._model), None)
+            self._counts.clear()
+            self._single.clear()
+            raise
 
     def _without_logprobs(self, dialect: Dialect) -> None:
         """What only an answer shows: the server leaves log-probabilities out. It is asked for none again."""
@@ -351,9 +369,7 @@ class OpenAIBackend:
     ) -> dict[str, int] | None:
         """The token that each continuation is; None where one is more than a token, or the server does not tell."""
         texts = [text for text in dict.fromkeys(request.continuations) if text]
-        if not dialect.labels or len(texts) > scoring.MOST_LABELS:
-            return None
-        if any(len(text) > scoring.SHORT for text in texts):
+        if not dialect.labels or any(len(text) > scoring.SHORT for text in texts):
             return None
         async with task_group() as group:
             asked = {
@@ -373,23 +389,26 @@ class OpenAIBackend:
                 self._single.popitem(last=False)
         return self._single[place]
 
-    async def _score_labels(
-        self, messages: tuple[Message, ...], labels: Mapping[str, int], dialect: Dialect, tally: Tally
-    ) -> dict[int, float] | None:
+    async def _likeliest(
+        self, messages: tuple[Message, ...], dialect: Dialect, tally: Tally
+    ) -> dict[int, float]:
+        """The likeliest next tokens by id. A server that does not tell them so is asked no more."""
         sender = await self._sender()
-        ids = sorted(set(labels.values()))
-        body = scoring.labels_body(messages, ids, dialect)
+        body = scoring.likeliest_body(messages, dialect)
 
-        async def once(attempt: Attempt) -> tuple[dict[int, float] | None, Usage]:
-            told, usage = scoring.read_labels(await sender.endpoint.post(CHAT, body, attempt), ids)
+        async def once(attempt: Attempt) -> tuple[dict[int, float], Usage]:
+            told, usage = scoring.read_likeliest(await sender.endpoint.post(CHAT, body, attempt))
             return told, priced(usage, self._prices)
 
         def lost() -> Usage:
             prompt = self._prompt_bound(messages)
             return priced(Usage(uncertain_tokens=prompt + 1, calls=1), self._prices, uncertain_prompt=prompt)
 
-        told = await sender.whole(once, model=dialect.caps.model, tally=tally, lost=lost)
-        if told is None:  # an older vLLM: it is asked so no more
+        try:
+            told = await sender.whole(once, model=dialect.caps.model, tally=tally, lost=lost)
+        except RejectedError:  # it may tell fewer
+            told = {}
+        if not told:
             key = (self._settings.base_url, self._settings.api_key, self._model)
             _DIALECTS[key] = replace(dialect, labels=False)
         return told

@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _REMEMBERED_HOMES = 4096
 _LONGEST_REST = 60.0  # seconds
+_DOUBLINGS = 60  # of a rest, which is longer than any by then
 _MUCH = 8192  # tokens under way at an endpoint, below which moving away would gain nothing
 _BYTES_PER_TOKEN = 4  # a rough measure of load, not of cost
 
@@ -66,7 +67,7 @@ class _Member:
             return
         self.failures += 1
         self.rested = time.monotonic()
-        self.rests_until = self.rested + min(_LONGEST_REST, rest * 2 ** (self.failures - 1))
+        self.rests_until = self.rested + min(_LONGEST_REST, rest * 2.0 ** min(self.failures - 1, _DOUBLINGS))
         self.caps = None  # what comes back may be another server
 
     def worked(self) -> None:

@@ -64,7 +64,7 @@ class Plan:
     without_logprobs: Callable[[], None]  # told that the server has left them out
     stream: bool
     deltas: bool
-    abort_slack: int  # tokens that vLLM decodes at most, per completion, before it sees that a client has left
+    abort_slack: int  # tokens that vLLM decodes at most, per completion, before it sees that one has left
 
     @property
     def every(self) -> int:

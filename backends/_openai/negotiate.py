@@ -16,7 +16,7 @@ _TOP_LOGPROBS = 20  # the most that OpenAI gives, and vLLM unless told otherwise
 
 
 async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Dialect:
-    """Asks /models, /version and /tokenize.
+    """Asks /models, /version, /tokenize and /metrics.
 
     Raises:
         UnavailableError: nobody answers there.
@@ -54,7 +54,7 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
             name,
             context=context if isinstance(context, int) else None,
             n=True,
-            seed=True,
+            seed=not await _guesses(sender, settings.root),
             logprobs=_TOP_LOGPROBS,
             prompt_logprobs=True,
             constraints=frozenset({"choice", "regex", "json", "grammar"}),
@@ -67,6 +67,14 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
         tokenize=tokenize,
         labels=tokenize,
     )
+
+
+async def _guesses(sender: Sender, root: str) -> bool:
+    """Whether a vLLM server decodes speculatively, so that a seed does not repeat a text."""
+    try:
+        return "vllm:spec_decode" in await sender.page(root + "/metrics")
+    except (RejectedError, ProtocolError, ConfigurationError, BackendTimeoutError):
+        return False  # it does not show its counters
 
 
 async def _models(sender: Sender, settings: Settings) -> list[Mapping[str, Any]]:

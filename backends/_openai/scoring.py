@@ -1,5 +1,9 @@
-"""Log-probabilities of given continuations, read off vLLM's prompt log-probabilities; of single tokens, off the
-next token's."""
+"""Log-probabilities of given continuations, read off vLLM's prompt log-probabilities; of single tokens that are
+likely, off the next token's.
+
+vLLM could tell of any single tokens in one answer (`logprob_token_ids`). In 0.32 that puts them in place of the
+log-probabilities of all others in the same step, and fails where it guesses ahead; so it is not asked for.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +32,21 @@ def body(messages: Sequence[Message], continuation: str, dialect: Dialect) -> di
     return asked | {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
 
 
-MOST_LABELS = 128  # that vLLM tells of in one answer
 SHORT = 16  # characters of what may be one token
+_ID = "token_id:"
 
 
-def labels_body(messages: Sequence[Message], ids: Sequence[int], dialect: Dialect) -> dict[str, Any]:
-    """The request for the log-probabilities of these tokens as the next one.
+def likeliest_body(messages: Sequence[Message], dialect: Dialect) -> dict[str, Any]:
+    """The request for the likeliest next tokens.
 
     Unlike prompt log-probabilities it has the prompt from the prefix cache, and it is one for all.
     """
-    asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "return_tokens_as_token_ids": True}
-    return chat(messages, dialect) | asked | {"logprob_token_ids": list(ids)}
+    asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": dialect.caps.logprobs}
+    return chat(messages, dialect) | asked | {"return_tokens_as_token_ids": True}
 
 
-def read_labels(answer: Any, ids: Sequence[int]) -> tuple[dict[int, float] | None, Usage]:
-    """The log-probability of each token, and the usage; ``None`` from a vLLM that does not know what it is asked.
+def read_likeliest(answer: Any) -> tuple[dict[int, float], Usage]:
+    """The log-probabilities of the likeliest next tokens by id, none where they have other names; and the usage.
 
     Raises Malformed where the answer is not the protocol.
     """
@@ -50,11 +54,10 @@ def read_labels(answer: Any, ids: Sequence[int]) -> tuple[dict[int, float] | Non
         usage = read_usage(answer.get("usage"))
         [step] = answer["choices"][0]["logprobs"]["content"]
         told = {str(each["token"]): float(each["logprob"]) for each in (*step["top_logprobs"], step)}
+        found = {int(name.removeprefix(_ID)): p for name, p in told.items() if name.startswith(_ID)}
     if usage is None:
         raise Malformed("it has no usage")
-    found = {each: told.get(f"token_id:{each}") for each in ids}
-    known = {each: logprob for each, logprob in found.items() if logprob is not None}
-    return (known if len(known) == len(found) else None), usage
+    return found, usage
 
 
 def read(

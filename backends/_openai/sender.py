@@ -126,7 +126,7 @@ class Sender:
                 f"The budget is exhausted: it does not hold a second attempt after: {failure.error.message}"
             )
             raise BudgetExhausted(message) from failure.error
-        delay = asked + self.rng.uniform(0.0, min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (number - 1)))
+        delay = asked + self.rng.uniform(0.0, min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** min(number - 1, 16)))
         if asked:
             self.endpoint.pause(asked)
         emit(Retried(failure.error.message, number, delay, maybe_billed))

@@ -23,6 +23,7 @@ from stratagem.core.errors import (
 )
 from stratagem.core.usage import Meter, Prices, Usage
 from stratagem.testing import laws
+from stratagem.testing._server.text import logprob
 from stratagem.testing.server import (
     NAMED_FAULTS,
     SimCompletion,
@@ -190,7 +191,7 @@ def test_negotiation_happens_once_for_all() -> None:
             caps = await asyncio.gather(*(b.capabilities() for b in (backend, other) * 8))
             assert len(set(map(id, caps))) >= 1
             assert all(c == caps[0] for c in caps)
-            assert server.totals().other_requests == 3  # models, version, tokenize
+            assert server.totals().other_requests == 4  # models, version, tokenize, metrics
             await other.aclose()
 
     run(main)
@@ -318,12 +319,20 @@ def test_scores_are_those_of_decoding() -> None:
     run(main)
 
 
+def judge(request: SimRequest) -> list[SimCompletion]:
+    """Says yes or no, by the log-probabilities that the server gives prompts; perhaps is less likely."""
+    before = request.prompt_tokens[-1]
+    top = {word: logprob(before, word) for word in ("yes", "no")}
+    chosen = max(top, key=top.__getitem__)
+    return [SimCompletion(chosen, logprobs=[top[chosen]], top=[top])] * request.n
+
+
 def test_single_tokens_are_scored_by_one_request() -> None:
-    """With what prompt log-probabilities say, which an older server is asked for instead."""
+    """With what prompt log-probabilities say, which are asked for where one is not among the likeliest."""
 
     async def main() -> None:
-        async with connected() as (server, backend):
-            words = ("yes", "no", "maybe", "yes")
+        async with connected(responder=judge) as (server, backend):
+            words = ("yes", "no", "yes")
             together = await backend.score(ScoreRequest(ASKED, words))
             [record] = server.records
             assert (record.decoded, together.usage.calls) == (1, 1)
@@ -336,17 +345,19 @@ def test_single_tokens_are_scored_by_one_request() -> None:
             again = await backend.score(ScoreRequest((Message("user", "And now?"),), words))
             assert again.usage.calls == 1
             assert server.totals().other_requests == asked + 1  # which token a word is was remembered
+            mixed = await backend.score(ScoreRequest(ASKED, ("yes", "perhaps")))
+            assert mixed.usage.calls == 2
+            assert mixed.scores[0] == together.scores[0]
+            assert [t.token for t in mixed.scores[1]] == ["perhaps"]
 
     run(main)
 
 
-def test_a_server_that_does_not_know_labels_is_asked_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "stratagem.testing._server.answer.Writer._labelled", lambda self, tokens, labels: tokens
-    )
+def test_a_server_that_names_tokens_otherwise_is_asked_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stratagem.testing._server.answer.Writer._by_id", lambda self, token: token)
 
     async def main() -> None:
-        async with connected() as (server, backend):
+        async with connected(responder=judge) as (server, backend):
             for expected in (3, 2, 2):  # requests: one in vain, and one for each word
                 before = len(server.records)
                 scoring = await backend.score(ScoreRequest(ASKED, ("yes", "no")))

@@ -6,7 +6,7 @@ from openai_kit import ASKED, assert_covers, connected, run, server_usage, settl
 from stratagem.backends import openai as module
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.core.backend import Constraint, Message, Request, ScoreRequest
-from stratagem.core.errors import UnsupportedError
+from stratagem.core.errors import RejectedError, UnsupportedError
 from stratagem.core.usage import Meter
 from stratagem.testing.server import SimSettings
 
@@ -101,5 +101,14 @@ def test_greedy_siblings_are_asked_for_one_by_one() -> None:
     async def main() -> None:
         async with connected() as (_, backend):
             assert len(set(await texts_of(backend, Request(ASKED, n=3, temperature=0.0)))) == 1
+
+    run(main)
+
+
+def test_a_reward_model_is_asked_for_no_text() -> None:
+    async def main() -> None:
+        async with connected(SimSettings(reward=True)) as (_, backend):
+            with pytest.raises(RejectedError, match="does not complete chats.*PoolingBackend"):
+                await backend.generate(Request(ASKED))
 
     run(main)

@@ -280,3 +280,32 @@ def test_bad_pools_are_refused() -> None:
         Pooled([], name="none")
     with pytest.raises(ConfigurationError, match="model="):
         sg.connect(["http://127.0.0.1:9/v1"])
+
+
+def test_an_endpoint_that_stays_dead_goes_on_resting() -> None:
+    """However often it is asked: a rest doubles, up to a longest one."""
+
+    async def main() -> None:
+        dead = OpenAIBackend("http://127.0.0.1:9/v1", "sim", retries=0)
+        backend = Pooled([dead], name="pool#sim", rest=1e-300)
+        for _ in range(1100):
+            with pytest.raises(UnavailableError):
+                await backend.generate(asking("Anybody?"))
+
+    run(main)
+
+
+def test_a_server_that_comes_back_as_another_is_asked_what_it_is() -> None:
+    async def main() -> None:
+        async with SimulatedServer(SimSettings(model="sim")) as first:
+            backend = OpenAIBackend(first.url, retries=0)
+            whole = Pooled([backend], name="pool#sim", rest=0.0)
+            assert (await whole.capabilities()).model == "sim"
+            port = int(first.url.split(":")[2].split("/")[0])
+        with pytest.raises(UnavailableError):
+            await whole.generate(asking("Gone?"))
+        async with SimulatedServer(SimSettings(model="other", port=port)):
+            assert (await whole.capabilities()).model == "other"
+            await backend.aclose()
+
+    run(main)

@@ -216,18 +216,15 @@ class Writer:
     def _chat_logprobs(self, tokens: tuple[Token, ...]) -> dict[str, Any] | None:
         if self.requests[0].top_logprobs is None:
             return None
-        if (labels := self.body.logprob_token_ids) is not None:
-            tokens = tuple(self._labelled(tokens, labels))
+        if self.body.return_tokens_as_token_ids:
+            tokens = tuple(map(self._by_id, tokens))
         return {"content": [{**_named(t.piece, t.logprob), "top_logprobs": _ranked(t.top)} for t in tokens]}
 
-    def _labelled(self, tokens: tuple[Token, ...], labels: list[int]) -> Iterator[Token]:
-        """The tokens with the log-probabilities of those that were asked for, named by their ids."""
-        before = self.requests[0].prompt_tokens[-1]
-        for token in tokens:
-            pieces = dict.fromkeys(self.vocabulary.piece(label) for label in labels)
-            top = {f"token_id:{self.vocabulary.id(piece)}": logprob(before, piece) for piece in pieces}
-            yield replace(token, piece=f"token_id:{self.vocabulary.id(token.piece)}", top=top)
-            before = token.piece
+    def _by_id(self, token: Token) -> Token:
+        """The token, and those that might have stood there, named by their ids."""
+        names = {piece: f"token_id:{self.vocabulary.id(piece)}" for piece in (token.piece, *token.top)}
+        top = {names[piece]: value for piece, value in token.top.items()}
+        return replace(token, piece=names[token.piece], top=top)
 
     def _completion_logprobs(
         self, tokens: list[Token | None], request: SimRequest, offset: int
