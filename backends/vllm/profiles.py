@@ -217,6 +217,8 @@ class Profile(BaseModel):
                 ):
                     values.append(words.pop(0))
             try:
+                if _is_switch(field) and equals:
+                    raise ValueError("A switch takes no value.")
                 changes[field] = not negative if _is_switch(field) else _read(field, values)
             except (ValueError, IndexError):
                 changes[field] = () if field == "logits_processors" else None
@@ -232,6 +234,9 @@ class Profile(BaseModel):
         rest: dict[str, Any] = {}
         for name, value in arguments.items():
             field = _FLAGS.get(name.replace("_", "-"))
+            wanted = _TYPES.get(field or "")
+            if wanted is not None and value is not None and not isinstance(value, wanted[0]):
+                raise ConfigurationError(f"{name} = {value!r} is no {wanted[1]}.", remedy=wanted[2])
             if field is None:
                 rest[name] = value
             elif field == "speculative" and value is not None:
@@ -268,6 +273,11 @@ class Profile(BaseModel):
         return 2 * (self.max_num_seqs or 64)
 
 
+# Of engine arguments that are not handed on as they are: type, its name, and what to do.
+_TYPES: Mapping[str, tuple[type, str, str]] = {
+    "kv_cache_gib": (int, "number of bytes", "Give it as 2 * 2**30."),
+    "speculative": (Mapping, "mapping", "Give one with its method, as {'method': 'ngram'}."),
+}
 _OF_SERVER = ("enable_prompt_tokens_details", "disable_uvicorn_access_log")
 _FLAG_OF = {"kv_cache_gib": "kv-cache-memory-bytes", "speculative": "speculative-config"}
 _FLAGS = {_FLAG_OF.get(field, field.replace("_", "-")): field for field in Profile.model_fields}

@@ -37,6 +37,7 @@ _OURS = {
 }
 # ORG/NAME, as a flag's value or in its JSON: that has to be fetched.
 _ON_HUB = re.compile(r"(?:^|[\"=])(?![./~])[\w.-]+/[\w.-]+(?:$|\")")
+_CONFIGS = ("config.json", "params.json")  # of a model in the format of Hugging Face's, or of Mistral's
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -150,10 +151,11 @@ class VLLMServer:
         if self._python == sys.executable and importlib.util.find_spec("vllm") is None:
             raise MissingExtraError("vLLM", "vllm")
         looks_local = self._model.startswith((".", "/")) or self._model.count("/") > 1
-        if looks_local and not (Path(self._model) / "config.json").is_file():
+        found = any((Path(self._model) / name).is_file() for name in _CONFIGS)
+        if looks_local and not found and "://" not in self._model:
             raise ConfigurationError(
-                f"{self._model} is no model folder: it has no config.json.",
-                remedy="Give a folder in the Hugging Face format, or a name on its hub.",
+                f"{self._model} is no model folder: it has no {' or '.join(_CONFIGS)}.",
+                remedy="Give a folder in the format of Hugging Face's or Mistral's, or a name on the hub.",
             )
 
     async def _read(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -159,6 +160,31 @@ def test_flags_go_before_the_profiles_own() -> None:
     )
     assert (made.block_size, made.enforce_eager, made.max_num_seqs) == (64, False, 3)
     assert rest == ["--lora-modules", "a=b", "--enable-lora"]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--enable-prefix-caching=False", "--no-enable-prefix-caching=1", "--enforce_eager=False"]
+)
+def test_a_switch_with_a_value_is_left_to_vllm(flag: str) -> None:
+    """vLLM's parser refuses it: neither reading of it would be right."""
+    made, rest = profile("agent", LAPTOP).overridden([flag, "--max-num-seqs", "3"])
+    assert rest == [flag]
+    name = flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("_", "-")
+    assert not {f"--{name}", f"--no-{name}"} & set(made.arguments())
+    assert made.max_num_seqs == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kv_cache_memory_bytes": "2G"}, r"kv_cache_memory_bytes = '2G'.*number of bytes"),
+        ({"speculative_config": 5}, r"speculative_config = 5.*method"),
+        ({"speculative_config": ["ngram"]}, r"speculative_config = \['ngram'\].*method"),
+    ],
+)
+def test_engine_arguments_of_a_wrong_type_are_one_error(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(sg.ConfigurationError, match=words):
+        profile("agent", LAPTOP).given(arguments)
 
 
 @pytest.mark.parametrize("wrong", ["{", "null", "[1]", '{"method": "magic"}'])
@@ -347,20 +373,71 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Hardware.detect("gpu")
 
 
-def test_a_gpu_is_what_nvidias_tool_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    lines = "NVIDIA H100 80GB HBM3, 81559, 81079, 9.0\nTesla T4, 15360, 15102, 7.5\n"
-    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
-    tool.chmod(0o755)
+@pytest.fixture
+def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a tool of NVIDIA's in the path that says these lines."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def says(*lines: str) -> None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text("#!/bin/sh\nprintf '" + "".join(f"{line}\\n" for line in lines) + "'\n")
+        tool.chmod(0o755)
+
+    return says
+
+
+def test_a_gpu_is_what_nvidias_tool_says(nvidia: Callable[..., None]) -> None:
+    nvidia("NVIDIA H100 80GB HBM3, 81559, 81079, 9.0", "Tesla T4, 15360, 15102, 7.5")
     found = Hardware.detect()
-    assert (found.device, found.name, found.capability, found.bfloat16) == ("gpu", lines[:21], (9, 0), True)
+    assert (found.device, found.name, found.capability) == ("gpu", "NVIDIA H100 80GB HBM3", (9, 0))
+    assert found.bfloat16
     assert found.memory == pytest.approx(79.6, abs=0.1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert Hardware.detect().capability == (7, 5)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert Hardware.detect().device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("visible", "capability"),
+    [
+        ("1", (7, 5)),
+        ("1,0", (7, 5)),
+        ("", None),
+        ("-1", None),
+        ("-1,0", None),
+        ("0,-1,1", (9, 0)),
+        ("7,0", None),
+        ("GPU-8932f937", (9, 0)),  # a name, which the tool was not asked for
+    ],
+)
+def test_what_cuda_sees_of_them(
+    nvidia: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str,
+    capability: tuple[int, int] | None,
+) -> None:
+    """Those before the first index that is none: no GPU, where that comes first."""
+    nvidia("NVIDIA H100 80GB HBM3, 81559, 81079, 9.0", "Tesla T4, 15360, 15102, 7.5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = Hardware.detect()
+    assert (found.device, found.capability) == ("gpu" if capability else "cpu", capability)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "capability"),
+    [
+        ("NVIDIA GB10, [N/A], [N/A], 12.1", "NVIDIA GB10", (12, 1)),
+        ("H100 MIG 1g.10gb, [Insufficient Permissions], [N/A], 9.0", "H100 MIG 1g.10gb", (9, 0)),
+        ("A new one, 1024, 1024, [N/A]", "A new one", None),
+    ],
+)
+def test_what_nvidias_tool_cannot_tell_is_not_known(
+    nvidia: Callable[..., None], line: str, name: str, capability: tuple[int, int] | None
+) -> None:
+    nvidia(line)
+    found = Hardware.detect("gpu")
+    assert (found.name, found.capability, found.bfloat16) == (name, capability, True)
+    assert found.memory == found.free == (0 if capability else 1)
+    for each in PROFILES:
+        checked(profile(each, found), found, GPU_BUILD)
 
 
 def test_a_gpu_of_another_maker_is_what_its_driver_says(

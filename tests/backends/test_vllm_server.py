@@ -9,6 +9,7 @@ from urllib.request import urlopen
 
 import pytest
 
+import stratagem as sg
 from stratagem.backends.vllm.server import VLLMServer
 
 STAND_IN = f"""#!{sys.executable}
@@ -65,3 +66,29 @@ def test_a_listener_that_fails_does_not_stop_the_server(python: Path) -> None:
 
     asyncio.run(main())
     assert len([line for line in heard if "a line of the log" in line]) == 1
+
+
+def starts(model: str | Path, python: Path) -> str:
+    """What clients call it."""
+
+    async def main() -> str:
+        async with VLLMServer(model, python=python) as server:
+            return server.name
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "S3"])
+def test_a_model_in_a_store_is_vllms_to_fetch(python: Path, scheme: str) -> None:
+    assert starts(f"{scheme}://bucket/models/one", python) == f"{scheme}://bucket/models/one"
+
+
+@pytest.mark.parametrize("file", ["config.json", "params.json"])
+def test_a_folder_with_a_config_is_a_model(python: Path, tmp_path: Path, file: str) -> None:
+    """In the format of Hugging Face's, or of Mistral's."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with pytest.raises(sg.ConfigurationError, match=r"no model folder.*config.json"):
+        starts(folder, python)
+    (folder / file).write_text("{}")
+    assert starts(folder, python) == "model"

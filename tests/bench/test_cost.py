@@ -96,6 +96,20 @@ def test_prefill_of_a_square_of_scores_and_of_what_is_not_masked() -> None:
     assert (fused.activations, fused.kv) == (2 * 7 * 8 * 5 * 2, 2 * 7 * 2 * 2 * 5 * 2)
 
 
+def test_a_floor_leaves_out_what_kernels_fuse() -> None:
+    """Norms, sums and activations add no pass over memory of their own; matrix products and attention are as they
+    were."""
+    for fused, apart in (
+        (roofline().prefill(1, 2048), roofline(fused=False).prefill(1, 2048)),
+        (roofline().decode(4, 9), roofline(fused=False).decode(4, 9)),
+    ):
+        products = {"q", "k", "v", "o", "gate", "up", "down", "head"}
+        assert {op.name for op in fused.operations} == products | {"attention"}
+        assert {op.name for op in apart.operations} > products
+        for name in products:
+            assert fused[name] == apart[name]
+
+
 def test_a_roof_says_what_limits() -> None:
     step = Step((Operation("a", 10, weights=4), Operation("b", 3, kv=8, times=2)), bandwidth=2, peak=4)
     assert [step.time(op) for op in step.operations] == [2.5, 8.0]
@@ -266,6 +280,11 @@ def test_the_shipped_models_shape_is_that_of_its_weights() -> None:
     assert Shape.read(MINI / "config.json") == shape
 
 
+def sized(**changes: Any) -> str:
+    """The shipped model's config with that in it."""
+    return json.dumps(json.loads((MINI / "config.json").read_text()) | changes)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -276,6 +295,15 @@ def test_the_shipped_models_shape_is_that_of_its_weights() -> None:
         ('{"num_local_experts": 8}', "mixture of experts is not modelled"),
         ('{"kv_lora_rank": 512}', "latent attention is not modelled"),
         ('{"sliding_window": 4096}', "sliding windows are not modelled"),
+        ('{"text_config": null}', "'text_config' is None"),
+        ('{"text_config": [1]}', "'text_config' is \\[1\\]"),
+        (sized(num_attention_heads=None), "'num_attention_heads' is None"),
+        (sized(num_attention_heads=0), "'num_attention_heads' is 0"),
+        (sized(hidden_size="wide"), "'hidden_size' is 'wide'"),
+        (sized(num_hidden_layers=-2), "'num_hidden_layers' is -2"),
+        (sized(vocab_size=True), "'vocab_size' is True"),
+        (sized(num_key_value_heads=1.5), "'num_key_value_heads' is 1.5"),
+        (sized(head_dim=[64]), "'head_dim' is \\[64\\]"),
     ],
 )
 def test_other_models_are_one_error(tmp_path: Path, content: str | None, words: str) -> None:
@@ -283,6 +311,12 @@ def test_other_models_are_one_error(tmp_path: Path, content: str | None, words: 
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(sg.ConfigurationError, match=words):
         Shape.read(tmp_path / "config.json")
+
+
+def test_what_a_config_leaves_open_follows_from_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(sized(num_key_value_heads=None, head_dim=None))
+    found, told = Shape.read(tmp_path), Shape.read(MINI)
+    assert (found.kv_heads, found.head_dim) == (told.heads, told.hidden // told.heads)
 
 
 def test_shapes_inside_another_config(tmp_path: Path) -> None:

@@ -174,7 +174,8 @@ def test_runs_in_one_file_do_not_wait_for_each_other(file: Callable[[list[str]],
     one = events(started(1), arrived(1, 3), finished(1, 0, 3), run="a")
     other = events(started(1), arrived(1, 8), finished(1, 0, 8), run="b")
     mixed = [line for pair in zip(one, other, strict=True) for line in pair]
-    path = file([*mixed, *events(("proposed", {"value": "1"}), run="a")])
+    others = ("proposed", {"value": "1"}), ("tool_started", {"call": "add(1, 2)"})
+    path = file([*mixed, *events(*others, run="a")])
     with path.open("a") as cut:
         cut.write('{"type": "call_sta')  # killed in mid-line
     assert idealized(path, COUNTED) == {"a": Idealized(2.0, 2.0), "b": Idealized(7.0, 7.0)}
@@ -184,7 +185,24 @@ def test_a_trace_without_its_head(file: Callable[[list[str]], Path]) -> None:
     assert idealized(file(events(arrived(4, 3), finished(4, 0, 3))), COUNTED)["r"] == Idealized(2.0, 2.0)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"type": "completion", "run_id": "r"}', '{"call": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"type": "completion", "run_id": "r"}',
+        '{"call": 1}',
+        '{"type": "call_finished", "run_id": "r", "call": 1, "usage": {}}',
+        '{"type": "call_finished", "run_id": "r", "call": 1, "usage": null}',
+        '{"type": "call_finished", "run_id": "r", "call": 1, "usage": {"calls": 1, "prompt_tokens": "3", '
+        '"completion_tokens": 0}}',
+        '{"type": "call_started", "run_id": "r", "call": 1, "n": null}',
+        '{"type": "completion", "run_id": "r", "call": 1, "token_count": -1}',
+        '{"type": "completion", "run_id": "r", "call": [], "token_count": 1}',
+        '{"type": "proposed", "run_id": []}',
+        '{"type": [], "run_id": "r"}',
+    ],
+)
 def test_what_is_no_trace_is_one_error(file: Callable[[list[str]], Path], line: str) -> None:
     with pytest.raises(DataError, match=r"trace.jsonl:2 is no event"):
         idealized(file([*events(started(1)), line]), COUNTED)

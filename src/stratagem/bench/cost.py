@@ -2,9 +2,10 @@
 
 What computes n operations and moves b bytes takes at least max(n / peak, b / bandwidth) seconds (Williams et al.
 2009, Roofline, doi:10.1145/1498765.1498785). What each part of a transformer counts is from Yuan et al. 2024, LLM
-Inference Unveiled, https://arxiv.org/abs/2402.16363, but for what a floor must not count: masked scores where
-attention is fused, and a decode step for the first token, which the prefill gives. A real server launches kernels,
-schedules and talks over a network besides: it is slower, often by half.
+Inference Unveiled, https://arxiv.org/abs/2402.16363, but for what a floor must not count: masked scores, norms,
+activations and sums where kernels are fused, and a decode step for the first token, which the prefill gives. Each
+matrix product is a kernel that reads and writes its activations. A real server launches kernels, schedules and
+talks over a network besides: it is slower, often by half.
 """
 
 from __future__ import annotations
@@ -137,25 +138,33 @@ class Shape:
         remedy = "Give a model folder in the Hugging Face format, or its config.json."
         data = json_object(path, remedy)
         data = data.get("text_config", data)  # of a model that sees pictures too
+        if not isinstance(data, dict):
+            raise ConfigurationError(f"{path}: 'text_config' is {data!r}.", remedy=remedy)
         for what, keys in _UNKNOWN.items():
             if any(data.get(key) for key in keys):
                 raise ConfigurationError(f"{path}: {what} is not modelled.", remedy="Give a dense model.")
         if data.get("sliding_window") and data.get("use_sliding_window", True):
             raise ConfigurationError(f"{path}: sliding windows are not modelled.", remedy="Give another one.")
-        try:
-            heads, hidden = int(data["num_attention_heads"]), int(data["hidden_size"])
-            return cls(
-                hidden=hidden,
-                layers=int(data["num_hidden_layers"]),
-                heads=heads,
-                kv_heads=int(data.get("num_key_value_heads") or heads),
-                head_dim=int(data.get("head_dim") or hidden // heads),
-                ffn=int(data["intermediate_size"]),
-                vocabulary=int(data["vocab_size"]),
-                tied=bool(data.get("tie_word_embeddings", False)),
-            )
-        except KeyError as error:
-            raise ConfigurationError(f"{path} lacks the key {error}.", remedy=remedy) from error
+
+        def size(key: str, default: int | None = None) -> int:
+            value = default if data.get(key) is None and default is not None else data.get(key)
+            if key not in data and default is None:
+                raise ConfigurationError(f"{path} lacks the key {key!r}.", remedy=remedy)
+            if type(value) is not int or value < 1:
+                raise ConfigurationError(f"{path}: {key!r} is {value!r}, and no size.", remedy=remedy)
+            return value
+
+        heads, hidden = size("num_attention_heads"), size("hidden_size")
+        return cls(
+            hidden=hidden,
+            layers=size("num_hidden_layers"),
+            heads=heads,
+            kv_heads=size("num_key_value_heads", heads),
+            head_dim=size("head_dim", hidden // heads),
+            ffn=size("intermediate_size"),
+            vocabulary=size("vocab_size"),
+            tied=bool(data.get("tie_word_embeddings", False)),
+        )
 
     @property
     def parameters(self) -> int:
@@ -231,8 +240,10 @@ class Roofline:
     """Least times of one model on one kind of device.
 
     Args:
-        fused: whether attention keeps its scores on the chip and skips masked ones, as every server does; else
-            the whole square of scores is computed, written and read, as the source counts it.
+        fused: whether attention keeps its scores on the chip and skips masked ones, as every server does, and
+            norms, activations and sums cost nothing, as if done within the products beside them; else the whole
+            square of scores is computed, written and read, and each of the others is a pass over memory of its
+            own, as the source counts it.
         devices: how many the weights and heads are divided among; what they say to each other is not counted.
     """
 
@@ -308,8 +319,12 @@ class Roofline:
         a = self.precision.activations
         q, kv = s.heads // self.devices * s.head_dim, self._kv_heads * s.head_dim
         ffn = s.ffn // self.devices
-        for name in ("attention norm", "ffn norm"):
-            yield Operation(name, 7 * s.hidden * n, activations=2 * s.hidden * n * a, times=layers)
+        if not self.fused:
+            for name in ("attention norm", "ffn norm"):
+                yield Operation(name, 7 * s.hidden * n, activations=2 * s.hidden * n * a, times=layers)
+            yield Operation("activation", 2 * ffn * n, activations=3 * ffn * n * a, times=layers)
+            for name in ("attention add", "ffn add"):
+                yield Operation(name, s.hidden * n, activations=2 * s.hidden * n * a, times=layers)
         yield self._linear("q", s.hidden, q, n, layers)
         yield self._linear("k", s.hidden, kv, n, layers, kv=True)
         yield self._linear("v", s.hidden, kv, n, layers, kv=True)
@@ -317,10 +332,7 @@ class Roofline:
         yield self._linear("o", q, s.hidden, n, layers)
         yield self._linear("gate", s.hidden, ffn, n, layers)
         yield self._linear("up", s.hidden, ffn, n, layers)
-        yield Operation("activation", 2 * ffn * n, activations=3 * ffn * n * a, times=layers)
         yield self._linear("down", ffn, s.hidden, n, layers)
-        for name in ("attention add", "ffn add"):
-            yield Operation(name, s.hidden * n, activations=2 * s.hidden * n * a, times=layers)
 
     def _attention(self, batch: int, new: int, cached: int) -> Iterator[Operation]:
         s, p, layers = self.shape, self.precision, self.shape.layers

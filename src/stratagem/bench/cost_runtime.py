@@ -158,7 +158,9 @@ def _prompts(events: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     known: dict[tuple[str, int], int] = {}
     for place in reversed(range(len(events))):
         event = events[place]
-        key = event["run_id"], event.get("call", 0)
+        if event["type"] not in _COUNTS:
+            continue
+        key = event["run_id"], event["call"]
         if event["type"] == "call_finished":
             usage = event["usage"]
             known[key] = usage["prompt_tokens"] // max(1, usage["calls"])
@@ -166,11 +168,19 @@ def _prompts(events: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     return found
 
 
-_KEYS = {
-    "call_started": ("call", "n"),
-    "completion": ("call", "token_count"),
-    "call_finished": ("call", "usage"),
-}
+_COUNTS = {"call_started": ("call", "n"), "completion": ("call", "token_count"), "call_finished": ("call",)}
+_OF_USAGE = ("calls", "prompt_tokens", "completion_tokens")
+
+
+def _is_event(told: Any) -> bool:
+    """Whether all that is looked at here is there."""
+    if not isinstance(told, dict) or not all(isinstance(told.get(key), str) for key in ("type", "run_id")):
+        return False
+    counts = [told.get(key) for key in _COUNTS.get(told["type"], ())]
+    if told["type"] == "call_finished":
+        usage = told.get("usage")
+        counts += [usage.get(key) for key in _OF_USAGE] if isinstance(usage, dict) else [None]
+    return all(type(count) is int and count >= 0 for count in counts)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -184,11 +194,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             event = json.loads(line)
-            if not {"type", "run_id", *_KEYS.get(event.get("type"), ())} <= event.keys():
-                raise ValueError("keys are missing")
-        except (ValueError, AttributeError):
+        except ValueError:
+            event = None
+        if not _is_event(event):
             raise DataError(
                 f"{path}:{number} is no event of a trace.", remedy="Give a file that --trace wrote."
-            ) from None
+            )
         events.append(event)
     return events
