@@ -95,11 +95,14 @@ def test_the_acceptance_length_and_the_verdict_are_shown(
 
 
 def test_a_server_that_guesses_and_samples_right(doctor: Callable[..., tuple[int, str]]) -> None:
-    how = '{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_min":1}'
-    with serving("latency", [*FLAGS, "--speculative-config", how]) as started:
+    how = '{"method":"merged","num_speculative_tokens":4}'
+    environment = {"VLLM_SERVER_DEV_MODE": "1"}
+    with serving("latency", [*FLAGS, "--speculative-config", how], environment=environment) as started:
         code, out = doctor(started, "--json")
     assert code == 0
     assert said(out)["samples"]["status"] == "ok"
+    assert said(out)["speculation"]["detail"].startswith("merged, ")
+    assert {check["status"] for check in json.loads(out) if check["name"] == "scoring"} == {"ok"}
 
 
 def test_without_a_prefix_cache(eight_bits: VLLMServer, doctor: Callable[..., tuple[int, str]]) -> None:

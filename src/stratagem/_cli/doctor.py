@@ -22,10 +22,12 @@ from stratagem._cli.console import ACCENT, BAD, DIM, GOOD, STRONG, WARN, count, 
 from stratagem._cli.doctor_vllm import served
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.core.backend import Capabilities, ScoreRequest
+from stratagem.core.errors import BackendError
 
 _MARKS = {"ok": ("✓", GOOD), "missing": ("-", DIM), "advice": ("!", WARN), "broken": ("✗", BAD)}
 _LIBRARIES = ("pydantic", "numpy", "tokenizers", "llguidance", "openai", "langgraph", "sympy")
 _QUESTION = "Ana has 3 apples. Ben has 4 more apples than Ana. How many apples has Ben?"
+_LABEL = "A"  # a single token
 # Scoring and decoding run the same numbers through differently shaped products: float32 rounding, no more.
 _TOLERANCE = 1e-3
 
@@ -96,7 +98,7 @@ async def _model(llm: sg.Backend, *, embedded: bool) -> list[Check]:
     try:
         can = await llm.capabilities()
         checks += _capabilities(section, can)
-        checks.append(await _one_token(section, llm))
+        checks += [await _scoring(section, llm, can), await _one_token(section, llm)]
         if embedded:
             checks += await _engine(llm)
         elif isinstance(llm, OpenAIBackend):
@@ -117,7 +119,6 @@ def _capabilities(section: str, can: Capabilities) -> list[Check]:
         able("several samples", can.n, "in one request", "one request each"),
         able("seeds", can.seed, "the same seed gives the same text", "not repeatable"),
         able("log-probabilities", can.logprobs >= 0, logprobs, "none: no judge by probability"),
-        able("scoring", can.prompt_logprobs, "of given continuations", "no: judges read one token"),
         able(
             "constraints",
             bool(can.constraints),
@@ -128,6 +129,17 @@ def _capabilities(section: str, can: Capabilities) -> list[Check]:
         able("token counts", can.exact_count, "exact", "an upper bound"),
         able("aborts", can.exact_abort, "counted to the token", "counted as an upper bound"),
     ]
+
+
+async def _scoring(section: str, llm: sg.Backend, can: Capabilities) -> Check:
+    """Scores a label: what a server says that it can do, it may fail to."""
+    if not can.prompt_logprobs:
+        return Check(section, "scoring", "missing", "no: judges read one token")
+    try:
+        await llm.score(ScoreRequest((sg.Message("user", _QUESTION),), (_LABEL,)))
+    except BackendError as error:
+        return Check(section, "scoring", "broken", f"fails: {error.message}", error.remedy)
+    return Check(section, "scoring", "ok", "of given continuations")
 
 
 async def _one_token(section: str, llm: sg.Backend) -> Check:

@@ -11,6 +11,7 @@ from stratagem._cli.checks import Check
 from stratagem._cli.console import count, percent
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.backends.vllm.metrics import Snapshot
+from stratagem.backends.vllm.profiles import OWN
 from stratagem.core.backend import Capabilities
 from stratagem.core.errors import ProtocolError, RejectedError
 
@@ -101,7 +102,9 @@ def _prefix(now: Snapshot) -> Check:
 def _speculation(now: Snapshot, shown: Mapping[str, Any] | None) -> Check:
     if now.speculation is None:
         return _ok("speculation", "off")
-    method = ((shown or {}).get("speculative_config") or {}).get("method", "on")
+    how = (shown or {}).get("speculative_config") or {}
+    ours = {name: method for method, name in OWN.items()}
+    method = ours.get(str(how.get("model")), how.get("method", "on"))
     if math.isnan(now.acceptance_length):
         return _ok("speculation", f"{method}, nothing guessed yet")
     rate, length = percent(now.speculation.acceptance_rate), now.acceptance_length
