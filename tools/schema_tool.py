@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from referencing import Registry
 
 from stratagem.core.errors import ConfigurationError
 from stratagem.tools._schemas import resolved, written
+from stratagem.tools._signature import changed
 from stratagem.tools.tool import MOST_SAID, Effect, Tool
 
 # At the top of a schema, what says the same as the merged properties, or what no model's server takes there.
@@ -137,7 +137,7 @@ def schema_tool(
         written([name])[name],
         description or name,
         parameters,
-        function if all(each == key for each, key in own.items()) else _renamed(function, own),
+        changed(function, lambda given: {own.get(key, key): each for key, each in given.items()}),
         timeout,
         0,
         None,
@@ -191,13 +191,3 @@ def _merged(schema: Any, root: Mapping[str, Any]) -> tuple[dict[str, Any], set[s
             several = {"allOf" if key == "allOf" else "anyOf": distinct}
             properties.setdefault(name, distinct[0] if len(distinct) == 1 else several)
     return {**properties, **{name: {} for name in sorted(required) if name not in properties}}, required, more
-
-
-def _renamed(function: Callable[..., Any], own: Mapping[str, str]) -> Callable[..., Any]:
-    def blocking(**arguments: Any) -> Any:
-        return function(**{own.get(name, name): value for name, value in arguments.items()})
-
-    async def named(**arguments: Any) -> Any:
-        return await blocking(**arguments)
-
-    return named if inspect.iscoroutinefunction(function) else blocking

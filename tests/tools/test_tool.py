@@ -187,6 +187,24 @@ def test_a_result_is_what_the_signature_says() -> None:
     assert "valid integer" in outcome.message
 
 
+@pytest.mark.parametrize(("depth", "why"), [(100, None), (101, "result"), (252, "result"), (5000, "result")])
+def test_a_result_is_not_nested_too_deeply(depth: int, why: str | None) -> None:
+    """No deeper than journals and checkpoints can keep it."""
+    nested: Any = 1
+    for i in range(depth):
+        nested = [nested] if i % 2 else {"a": nested}
+
+    @tool
+    async def gives() -> Any:
+        """Gives it."""
+        return nested
+
+    outcome = run(gives())
+    assert (outcome.why if isinstance(outcome, Failed) else None) == why
+    if depth == 101:
+        assert "nested more than 100 deep" in failed(outcome).message
+
+
 def cyclic() -> Any:
     whole: list[Any] = []
     whole.append(whole)
@@ -305,6 +323,19 @@ def strange(x: threading.Lock) -> int:  # type: ignore[valid-type]
     return 0
 
 
+def no_attribute(x: asyncio.Nope) -> int:  # type: ignore[name-defined]  # pyright: ignore
+    """Has a type that is not there."""
+    return 0
+
+
+def no_syntax(x: int) -> int:
+    """Has a type that is none."""
+    return 0
+
+
+no_syntax.__annotations__["x"] = "int[["
+
+
 def fine(x: int) -> int:
     """Is fine."""
     return x
@@ -322,6 +353,20 @@ def fine(x: int) -> int:
         (lambda: tool(timeout=0)(fine), "timeout=0"),
         (lambda: tool(max_bytes=0)(fine), "max_bytes=0"),
         (lambda: tool(retries=-1, effect="read_only")(fine), "retries=-1"),
+        (lambda: tool(timeout="5")(fine), "timeout='5'"),  # type: ignore[call-overload]  # pyright: ignore
+        (lambda: tool(timeout=float("nan"))(fine), "timeout=nan"),
+        (lambda: tool(rate="1")(fine), "rate='1'"),  # type: ignore[call-overload]  # pyright: ignore
+        (lambda: tool(cost=None)(fine), "cost=None"),  # type: ignore[call-overload]  # pyright: ignore
+        (lambda: tool(concurrency=1.5)(fine), "concurrency=1.5"),  # type: ignore[call-overload]  # pyright: ignore
+        (lambda: tool(retries=1.5, effect="idempotent")(fine), "retries=1.5"),  # type: ignore[call-overload]  # pyright: ignore
+        (lambda: tool(max_bytes=True)(fine), "max_bytes=True"),
+        (lambda: tool(on_failure="explode")(fine), "Known are: skip, ask"),  # type: ignore[call-overload]  # pyright: ignore
+        (lambda: tool(name=3)(fine), "Tool 3: a model cannot write"),  # type: ignore[call-overload]  # pyright: ignore
+        (lambda: tool(no_attribute), "'no_attribute': a type cannot be resolved: AttributeError"),
+        (lambda: tool(no_syntax), "'no_syntax': a type cannot be resolved: SyntaxError"),
+        (lambda: tool(min), "'min': its signature cannot be read"),
+        (lambda: tool(dict), "'dict': its signature cannot be read"),
+        (lambda: tool("search"), "'search' is no function"),  # type: ignore[call-overload]  # pyright: ignore
         (lambda: tool(effect="harmless")(fine), "'harmless'"),  # type: ignore[call-overload]  # pyright: ignore
         (lambda: toolbox(tool(fine), tool(name="fine")(no_op)), "Two tools are called 'fine'"),
     ],
