@@ -111,7 +111,16 @@ def main() -> int:
             ("time", dta.seconds, other.seconds),
         ):
             ratio, low, high = ratio_of_means(ours, theirs)
-            print(f"  {what} {ratio:.3f} [{low:.3f}, {high:.3f}] {goals.at_most(ratio, 0.6)}")
+            both = [
+                pair
+                for pair, *right in zip(zip(ours, theirs, strict=True), dta.right, other.right)
+                if all(right)
+            ]
+            solved = f"{ratio_of_means(*zip(*both, strict=True))[0]:.3f}" if both else "none"
+            print(
+                f"  {what} {ratio:.3f} [{low:.3f}, {high:.3f}] {goals.at_most(ratio, 0.6)};"
+                f" where both are right ({len(both)}) {solved}"
+            )
     share = dta.calls / max(1, dta.lines)
     print(f"lines of plans that are calls: {dta.calls} of {dta.lines} {goals.at_least(share, 1.0)}")
     if a.out:

@@ -116,12 +116,14 @@ class _Nodes:
         is kept.
         """
         task, rounds = _task(state), _rounds(state)
-        allowed: dict[str, bool | Mapping[str, Any]] = {}
+        allowed: dict[tuple[str, str], bool | Mapping[str, Any]] = {}
         # Another graph may have begun the calls before it ended, and nobody knows which.
         unknown = self._forgets and state.get("maker") != self._maker
 
         async def approve(name: str, call: str) -> bool | Mapping[str, Any] | None:
-            return allowed.get(name) if self._asks else not unknown
+            if unknown:
+                return False
+            return allowed.get((name, call)) if self._asks else True
 
         while True:
             run = self._run(state, runtime, approve)
@@ -129,7 +131,7 @@ class _Nodes:
             waiting = {call.name: call.call for call in done.calls if call.waiting}
             if not waiting:
                 break
-            allowed |= _decided(waiting)
+            allowed |= {(name, waiting[name]): told for name, told in _decided(waiting).items()}
         dumped = _ROUNDS.dump_python((*rounds, done), mode="json")
         return {"rounds": dumped, "usage": asdict(run.ledger.spent)}
 

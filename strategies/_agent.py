@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 from abc import abstractmethod
@@ -192,7 +193,8 @@ class Agent(Strategy):
         self, task: Task, run: Run, rounds: Sequence[Round], name: str, call: str, error: str
     ) -> str | None:
         """:meth:`instead`, kept with its cost: a graph's node that runs again does not pay for it again."""
-        key = f"instead/{run.seed}/{len(rounds)}/{name} = {call}"
+        text = json.dumps([len(rounds), name, call])
+        key = f"instead/{run.seed}/{hashlib.sha256(text.encode()).hexdigest()}"
         if run.kept is not None and (found := await run.kept.recall([key])):
             kept = json.loads(found[key])
             usage = Usage(**kept["usage"])
@@ -200,10 +202,10 @@ class Agent(Strategy):
                 (await run.ledger.reserve(Amount(usage.tokens, usage.calls, usage.money))).settle(usage)
             except BudgetExhausted:
                 return None
-            return str(kept["line"])
+            return kept["line"] if kept["line"] is None else str(kept["line"])
         own = Run(run.models, ledger=run.ledger.child(), seed=run.seed, trace=run.trace, tools=run.tools)
         line = await self.instead(task, own, rounds, f"{name} = {call}", f"{name} failed: {error}")
-        if run.kept is not None and line is not None:
+        if run.kept is not None:
             await run.kept.remember({key: json.dumps({"line": line, "usage": asdict(own.ledger.spent)})})
         return line
 
@@ -336,8 +338,9 @@ def _newer(rounds: Sequence[Round]) -> Sequence[Round]:
 
 
 def known(rounds: Iterable[Round]) -> dict[str, Any]:
-    """Results by the names of their calls; the newest of a name."""
-    return {call.name: call.result for each in rounds for call in each.calls if call.ok}
+    """Results by the names of their calls: of a name that was taken again the newest, and none if that failed."""
+    newest = {call.name: call for each in rounds for call in each.calls}
+    return {name: call.result for name, call in newest.items() if call.ok}
 
 
 def answer(task: Task, rounds: Sequence[Round], said: str) -> Answer:

@@ -6,6 +6,7 @@ Agents that wait are let in in turn, as :mod:`stratagem.tools.fair` says.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 
 from stratagem.tools._places import Place, Places
@@ -17,17 +18,27 @@ from stratagem.tools.fair import FairPermits
 class Entered:
     """A call that has been let in. It leaves when it has ended, also a thread that nobody waits for any more."""
 
-    held: tuple[Place, ...]
+    place: Place | None = None  # of the tool
+    thread: Place | None = None
 
     def is_late(self) -> None:
         """It has taken too long; until it ends, it holds its places."""
-        for each in self.held:
-            each.is_late()
+        for each in (self.place, self.thread):
+            if each is not None:
+                each.is_late()
+
+    def thread_ended(self, goes_on: bool) -> None:
+        """Its thread has ended; ``goes_on``: the call has not."""
+        if goes_on and self.thread is not None:
+            self.thread.release()
+        if not goes_on:
+            self.leave()
 
     def leave(self) -> None:
         """It has ended."""
-        for each in self.held:
-            each.release()
+        for each in (self.place, self.thread):
+            if each is not None:
+                each.release()
 
 
 @dataclass(slots=True, eq=False)
@@ -35,36 +46,40 @@ class Gate:
     """Lets calls in."""
 
     places: Places | None
-    free: float = 0.0  # loop time of the next start that the rate allows
-    line: FairPermits = field(default_factory=lambda: FairPermits(1))  # of those that wait for it
+    last: float = -math.inf  # loop time of the last start, or of the turn for the next one
+    line: FairPermits = field(default_factory=lambda: FairPermits(1))  # of those that wait for their turn
 
-    async def enter(
-        self, rate: float | None, patience: float, *, thread: bool, who: object | None
-    ) -> Entered | None:
-        """Wait for a place, the next start that ``rate`` a second allows, and a thread; ``None`` where there is no
-        hope for one of them, as :class:`Places` says."""
-        held: list[Place] = []
-        wanted = [each for each in (self.places, room() if thread else None) if each is not None]
+    async def enter(self, patience: float, *, thread: bool, who: object | None) -> Entered | None:
+        """Wait for a place and a thread; ``None`` where there is no hope for one of them, as :class:`Places`
+        says."""
+        entered = Entered()
         try:
-            for places in wanted:
-                if (place := await places.take(who, patience)) is None:
-                    break
-                held.append(place)
-            if len(held) == len(wanted) and rate is not None:
-                async with self.line.share(who):
-                    await self._turn(rate)
+            if self.places is not None:
+                entered.place = await self.places.take(who, patience)
+            if thread and (self.places is None or entered.place is not None):
+                entered.thread = await room().take(who, patience)
         except BaseException:
-            Entered(tuple(held)).leave()
+            entered.leave()
             raise
-        entered = Entered(tuple(held))
-        if len(held) == len(wanted):
+        if (self.places is None or entered.place is not None) and (not thread or entered.thread is not None):
             return entered
         entered.leave()
         return None
 
-    async def _turn(self, rate: float) -> None:
-        """Wait for the next start, 1 / rate seconds after the one before."""
+    async def turn(self, rate: float | None, who: object | None) -> float:
+        """Wait for the next start that ``rate`` a second allows; gives the loop time of that turn."""
+        clock = asyncio.get_running_loop().time
+        if rate is not None:
+            async with self.line.share(who):
+                while (wait := self.last + 1 / rate - clock()) > 0:  # noqa: ASYNC110 - others may start late
+                    await asyncio.sleep(wait)
+                self.last = clock()
+        return self.last
+
+    def starts(self, rate: float | None, turn: float) -> bool:
+        """Start with that turn, unless others have had theirs meanwhile and it is too soon again."""
         now = asyncio.get_running_loop().time()
-        if self.free > now:
-            await asyncio.sleep(self.free - now)
-        self.free = max(now, self.free) + 1 / rate
+        if rate is not None and self.last != turn and now < self.last + 1 / rate:
+            return False
+        self.last = now
+        return True

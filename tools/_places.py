@@ -87,12 +87,16 @@ class Place:
     def __init__(self, places: Places, share: Share) -> None:
         self._places = places
         self._share = share
+        self._held = True
 
     def is_late(self) -> None:
-        """Its call has taken too long."""
-        self._places.is_late(self)
+        """Its call has taken too long, if it has not ended."""
+        if self._held:
+            self._places.is_late(self)
 
     def release(self) -> None:
-        """Its call has ended."""
-        self._places.ended(self)
-        self._share.release()
+        """Its call has ended; more than once does no harm."""
+        if self._held:
+            self._held = False
+            self._places.ended(self)
+            self._share.release()

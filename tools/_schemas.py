@@ -9,6 +9,8 @@ from urllib.parse import unquote
 
 _ANYTHING: Mapping[str, Any] = {}
 _NOTHING: Mapping[str, Any] = {"enum": []}
+_DATA = ("default", "const", "enum", "examples")
+_DEFINED = ("$defs", "definitions")
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -23,6 +25,26 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(schema, Mapping):
         return schema
     return _NOTHING if schema is False else _ANYTHING
+
+
+def size(schema: Any, root: Mapping[str, Any]) -> int:
+    """How many parts a schema has where each reference stands for what it leads to, once."""
+    sizes: dict[str, int] = {}
+
+    def of(part: Any) -> int:
+        if isinstance(part, list):
+            return sum(map(of, part))
+        if not isinstance(part, Mapping):
+            return 0
+        total = 1 + sum(of(each) for key, each in part.items() if key not in _DATA)
+        if isinstance(reference := part.get("$ref"), str):
+            if reference not in sizes:
+                sizes[reference] = 1  # a type that is in itself
+                sizes[reference] = of(resolved(part, root))
+            total += sizes[reference]
+        return total
+
+    return of({key: each for key, each in schema.items() if key not in _DEFINED})
 
 
 def _at(pointer: str, root: Any) -> Any:

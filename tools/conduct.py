@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from stratagem.core.calling import shortened
@@ -74,7 +74,8 @@ class CallJournal:
             ), 1
         found = json.loads(text)
         if "why" in found:
-            return Failed(found["why"], found["message"], made=found.get("made", "")), found["attempts"]
+            earlier, made = found["attempts"], found.get("made", "")
+            return Failed(found["why"], found["message"], earlier=earlier, made=made), earlier
         return Value(found["data"], 0, made=found.get("made", "")), found["attempts"]
 
     async def begin(self, key: str) -> None:
@@ -102,6 +103,8 @@ class Conduct:
     approve: Approve | None = None
     ask: Ask | None = None
     trace: Trace | None = None
+    cut: dict[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
+    """Attempts and cost of the calls that were cancelled, by id."""
 
     def key(self, tool: Tool, arguments: Mapping[str, Any]) -> str | None:
         """What tells the call apart in the journal; to be taken in the order in which calls begin."""
@@ -111,25 +114,30 @@ class Conduct:
         self,
         call: Call,
         tool: Tool,
-        arguments: Mapping[str, Any],
+        arguments: Mapping[str, Any] | Failed,
         results: Mapping[str, Any],
         key: str | None,
         hold: Hold = nullcontext,
     ) -> Value | Failed:
-        """Make a call; after a failure with the other arguments that it names, and then with those that ``ask``
-        gives. A destructive tool that has begun once is not begun again."""
-        outcome = await self._once(call, tool, arguments, key, hold)
+        """Make a call, unless it has no arguments; after a failure with the other arguments that it names, and then
+        with those that ``ask`` gives. A destructive tool that has begun once is not begun again."""
+        if isinstance(arguments, Failed):
+            outcome: Value | Failed = arguments
+        else:
+            outcome = await self._once(call, tool, arguments, key, hold)
         attempts, cost = outcome.attempts, outcome.cost
+        begun = attempts + _earlier(outcome)
         for other in call.alternatives:
-            if isinstance(outcome, Value) or not _may_repeat(tool, attempts, outcome):
+            if isinstance(outcome, Value) or not _may_repeat(tool, begun, outcome):
                 break
             outcome = await self._otherwise(call, tool, other, results, hold)
             attempts, cost = attempts + outcome.attempts, cost + outcome.cost
+            begun += outcome.attempts + _earlier(outcome)
         if (
             isinstance(outcome, Failed)
             and call.on_failure == "ask"
             and self.ask is not None
-            and _may_repeat(tool, attempts, outcome)
+            and _may_repeat(tool, begun, outcome)
             and (asked := await self.ask(call, outcome)) is not None
         ):
             tool, arguments = asked
@@ -190,7 +198,8 @@ class Conduct:
         if destructive and self.approve is not None:
             allowed = await self.approve(call, arguments)
             if allowed is None:
-                return Failed("waiting", f"{tool.name} waits to be allowed.")
+                made = written(tool.name, arguments, {tool.name: tool})
+                return Failed("waiting", f"{tool.name} waits to be allowed.", made=made)
             if isinstance(allowed, Mapping):
                 return await self._changed(call, tool, {**arguments, **allowed}, hold, key)
             if not allowed:
@@ -222,30 +231,32 @@ class Conduct:
         most = tool.cost * (1 + (tool.retries if retries is None else retries))
         clock = asyncio.get_running_loop().time
         shown = self._shown(tool, arguments)
-        settle: Callable[[float], None] = _free
-        started, begun, error = clock(), 0, "cancelled"  # what is cancelled has cost its attempts
+        # Before anything else that others may wait for.
+        settle = await self._reserved(tool, most)
+        if isinstance(settle, Failed):
+            return settle
+        started, begun, error = clock(), 0, "cancelled"
 
-        async def begin(attempt: int) -> Failed | None:
-            nonlocal settle, started, begun
+        async def begin(attempt: int) -> None:
+            nonlocal started, begun
             if attempt == 1:
-                reserved = await self._reserved(tool, most)
-                if isinstance(reserved, Failed):
-                    return reserved
-                settle, started, begun = reserved, clock(), 1
                 if self.journal is not None and key is not None and tool.effect == "destructive":
                     await self.journal.begin(key)
                 self._tell(ToolStarted, call, shown)
+                started = clock()
             begun = attempt
-            return None
 
         try:
             outcome = await tool.invoke(checked, retries=retries, who=self, hold=hold, begin=begin)
             error = _reason(outcome)
             return replace(outcome, cost=begun * tool.cost) if tool.cost else outcome
         finally:
+            cost = begun * tool.cost
+            settle(cost)
+            if error == "cancelled":
+                attempts, money = self.cut.get(call.id, (0, 0.0))
+                self.cut[call.id] = attempts + begun, money + cost
             if begun:
-                cost = begun * tool.cost
-                settle(cost)
                 self._tell(ToolFinished, call, shown, seconds=clock() - started, error=error, cost=cost)
 
     async def _reserved(self, tool: Tool, most: float) -> Callable[[float], None] | Failed:
@@ -278,8 +289,12 @@ def _reason(outcome: Value | Failed) -> str:
     return f"{outcome.why}: {outcome.message}" if isinstance(outcome, Failed) else ""
 
 
-def _may_repeat(tool: Tool, attempts: int, failed: Value | Failed) -> bool:
+def _earlier(outcome: Value | Failed) -> int:
+    return outcome.earlier if isinstance(outcome, Failed) else 0
+
+
+def _may_repeat(tool: Tool, begun: int, failed: Value | Failed) -> bool:
     """Whether another try does no harm and may help."""
     if isinstance(failed, Failed) and failed.why in ("refused", "waiting", "budget", "unknown"):
         return False
-    return tool.effect != "destructive" or attempts == 0
+    return tool.effect != "destructive" or begun == 0

@@ -115,6 +115,11 @@ class Call(BaseModel):
         return {key: value for key, value in self.arguments.items() if any(True for _ in references(value))}
 
     @cached_property
+    def own_needs(self) -> frozenset[str]:
+        """The calls without whose results it cannot be made with its own arguments."""
+        return frozenset(each.call for value in self._open.values() for each in references(value))
+
+    @cached_property
     def needs(self) -> tuple[str, ...]:
         """The calls whose results it takes, each once."""
         return tuple(dict.fromkeys(reference.call for reference in self.references))

@@ -112,6 +112,7 @@ class Execution:
         self._busy = False  # somebody further up the stack empties ``_settling``
         self._failed: str | None = None  # the call that stopped everything
         self._told: set[Problem] = set()
+        self._lost: set[str] = set()  # names of calls that could not be read
         self._feeding: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
 
@@ -153,6 +154,9 @@ class Execution:
         call = data if isinstance(data, Call | Problem) else Call.parse(data)
         if isinstance(call, Problem):
             self.report.problems.append(call)
+            if call.call is not None and call.call not in self._calls:  # nobody means its old result any more
+                self._results.pop(call.call, None)
+                self._lost.add(call.call)
             return
         if call.id in self._calls:
             self._tell([duplicate(call.id)])
@@ -160,6 +164,7 @@ class Execution:
         self._calls[call.id] = call
         inputs = {need: self._results[need] for need in call.needs if need in self._results}
         self._results.pop(call.id, None)
+        self._lost.discard(call.id)
         if self._failed is not None:
             return
         wrong = list(call.problems(self._tools))
@@ -168,11 +173,12 @@ class Execution:
             self._follow()
             return
         outcomes = self.report.outcomes
-        waits = dict.fromkeys(need for need in call.needs if need not in inputs)
-        lost = next((need for need in waits if need in outcomes), None)
+        lacks = [need for need in call.needs if need not in inputs]
+        lost = next((n for n in lacks if n in call.own_needs and (n in outcomes or n in self._lost)), None)
         if lost is not None:
-            self._settle(call.id, _without(lost, outcomes[lost]))
+            self._settle(call.id, _without(lost, outcomes.get(lost)))
             return
+        waits = dict.fromkeys(n for n in lacks if n not in outcomes and n not in self._lost)
         for need in waits:
             self._takers[need].append(call.id)
         self._missing[call.id], self._inputs[call.id] = waits, inputs
@@ -215,11 +221,9 @@ class Execution:
         self.report.timings[call.id] = Timing(asyncio.get_running_loop().time())
         inputs = self._inputs.pop(call.id)
         filled = call.filled(inputs)
-        if isinstance(filled, Failed):
-            self._settle(call.id, filled)
-            return
         parts = (tool.name, filled, call.retries, call.alternatives, call.on_failure == "ask")
-        if tool.effect == "read_only" and (key := _key(*parts)) is not None:
+        fails = isinstance(filled, Failed)
+        if tool.effect == "read_only" and not fails and (key := _key(*parts)) is not None:
             same = self._shared.setdefault(key, [])
             if not isinstance(same, list):
                 self._settle(call.id, replace(same, attempts=0, cost=0.0))
@@ -228,11 +232,16 @@ class Execution:
             if len(same) > 1:
                 return
             self._keys[call.id] = key
-        key = self._conduct.key(tool, filled)
+        key = None if isinstance(filled, Failed) else self._conduct.key(tool, filled)
         self._running[call.id] = self._group.create_task(self._call(call, tool, filled, inputs, key))
 
     async def _call(
-        self, call: Call, tool: Tool, filled: dict[str, Any], inputs: Mapping[str, Any], key: str | None
+        self,
+        call: Call,
+        tool: Tool,
+        filled: dict[str, Any] | Failed,
+        inputs: Mapping[str, Any],
+        key: str | None,
     ) -> None:
         timing = self.report.timings[call.id]
         clock = asyncio.get_running_loop().time
@@ -241,10 +250,12 @@ class Execution:
                 call, tool, filled, inputs, key, partial(_Held, self._permits, timing)
             )
         except asyncio.CancelledError:
+            attempts, cost = self._conduct.cut.get(call.id, (0, 0.0))
+            self.report.cost += cost
             self.report.outcomes[call.id] = (
-                Skipped(self._failed)
-                if timing.started is None
-                else Failed("cancelled", f"{call.id} was cancelled while it ran.", attempts=1, cost=tool.cost)
+                Failed("cancelled", f"{call.id} was cancelled while it ran.", attempts=attempts, cost=cost)
+                if attempts
+                else Skipped(self._failed)
             )
             raise
         finally:
@@ -295,11 +306,12 @@ class Execution:
         for taker in self._takers.pop(name, ()):
             if taker not in self._missing:
                 continue  # written off because of another input
-            if not isinstance(outcome, Value):
+            if isinstance(outcome, Value):
+                self._inputs[taker][name] = outcome.data
+            elif name in self._calls[taker].own_needs:
                 self._settle(taker, _without(name, outcome))
                 continue
             del self._missing[taker][name]
-            self._inputs[taker][name] = outcome.data
             if not self._missing[taker] and self._failed is None:
                 self._start(self._calls[taker])
 
@@ -320,6 +332,6 @@ def _key(*parts: Any) -> str | None:
         return None
 
 
-def _without(name: str, outcome: Outcome) -> Skipped:
+def _without(name: str, outcome: Outcome | None) -> Skipped:
     """What becomes of a call whose input ``name`` has this outcome."""
     return Skipped(outcome.because if isinstance(outcome, Skipped) else name)

@@ -228,6 +228,9 @@ class _Connection:
                 self._ready.exception()  # whoever waited for it may have been cancelled
         finally:
             self.broken = True
+            if not self._ready.done():  # left before it was connected
+                self._ready.set_exception(ConnectionError("the block of mcp_tools has ended"))
+                self._ready.exception()
 
     async def call(self, use: Callable[[Client], Awaitable[T]]) -> T:
         """Use the client, once it is connected.

@@ -14,9 +14,10 @@ expression made of the tools' schemas (:func:`stratagem.tools.patterns.pattern`)
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from stratagem.core.native import CUT
@@ -32,6 +33,7 @@ _WORDS: Final[Mapping[str, Any]] = {
 _AFTER: Final[Mapping[str, str]] = {"skip": "skip", "stop": "fail", "ask": "ask"}  # a failure
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"?')
 _DEPTH: Final = 50  # of nested arguments
+_MOST_PARTS: Final = 500  # of the type of an argument, as a model reads it
 
 
 class _Unreadable(Exception):
@@ -287,13 +289,23 @@ def signature(tool: Tool) -> str:
         optional = key not in root["required"]
         default = optional and isinstance(schema, Mapping) and "default" in schema
         end = f" = {json.dumps(schema['default'])}" if default else ""
-        parts.append(f"{key}{'?' if optional and not end else ''}: {_type(schema, root)}{end}")
+        parts.append(
+            f"{key}{'?' if optional and not end else ''}: {_type(schema, root, itertools.count())}{end}"
+        )
     if others := root.get("additionalProperties"):
-        parts.append(f"**others: {_type(others, root)}")
+        parts.append(f"**others: {_type(others, root, itertools.count())}")
     return f"{tool.name}({', '.join(parts)}): {' '.join(tool.description.split())}"
 
 
-def _type(schema: Any, root: Mapping[str, Any], depth: int = 0, inside: frozenset[str] = frozenset()) -> str:
+def _type(
+    schema: Any,
+    root: Mapping[str, Any],
+    parts: Iterator[int],
+    depth: int = 0,
+    inside: frozenset[str] = frozenset(),
+) -> str:
+    if next(parts) > _MOST_PARTS:  # types that are in each other have more than anybody would read
+        return "any"
     reference = schema.get("$ref") if isinstance(schema, Mapping) else None
     schema = resolved(schema, root)
     kind = schema.get("type", "any")
@@ -307,14 +319,15 @@ def _type(schema: Any, root: Mapping[str, Any], depth: int = 0, inside: frozense
         return " | ".join(json.dumps(each) for each in options) or "nothing"
     for key, joint in (("anyOf", " | "), ("oneOf", " | "), ("allOf", " & ")):
         if key in schema and kind == "any":
-            return joint.join(dict.fromkeys(_type(each, root, depth, inside) for each in schema[key]))
+            return joint.join(dict.fromkeys(_type(each, root, parts, depth, inside) for each in schema[key]))
     if kind == "array":
         items = schema.get("prefixItems") or schema.get("items", {})
         items = {"anyOf": items} if isinstance(items, list) else items
-        return f"list of {_type(items, root, depth, inside)}"
+        return f"list of {_type(items, root, parts, depth, inside)}"
     if kind == "object" and schema.get("properties") and depth < 2:
         fields = (
-            f"{key}: {_type(each, root, depth + 1, inside)}" for key, each in schema["properties"].items()
+            f"{key}: {_type(each, root, parts, depth + 1, inside)}"
+            for key, each in schema["properties"].items()
         )
         return f"{{{', '.join(fields)}}}"
     return name

@@ -33,13 +33,15 @@ _FALLBACK: Final = (
 )
 _DEEPEST: Final = 6
 _LONGEST: Final = 30_000  # characters for one tool
+_MOST_PARTS: Final = 2_000  # written for one tool
 
 
 def pattern(tools: Iterable[Tool], *, named: bool = True, fallbacks: bool = False) -> str:
     """A regular expression for one call of one of the tools.
 
     Required arguments stand in order, then those with defaults by key, in order. Any argument may be a reference.
-    Whether a reference leads to a call no regular expression can say; :class:`~stratagem.tools.dag.Plan` does.
+    Whether a reference leads to a call no regular expression can say; :class:`~stratagem.tools.dag.Plan` does. Nor
+    does one say that a further argument of a tool that takes any stands once.
 
     Args:
         named: with ``name = `` before it.
@@ -56,11 +58,14 @@ class _TooLong(Exception):
 def _call(tool: Tool, fallbacks: bool) -> str:
     for depth in range(_DEEPEST, 0, -1):
         try:
-            call = _Writer(tool.parameters, depth).call(tool)
+            call = _Writer(tool.parameters, depth).call(tool.name)
+            break
         except _TooLong:
             continue
-        return f"{call}(?: else {call})?{_FALLBACK}" if fallbacks else call
-    return _Writer(tool.parameters, 0, math.inf).call(tool)
+    else:  # anything in place of each argument
+        properties: dict[str, Any] = {key: {} for key in tool.parameters["properties"]}
+        call = _Writer({**tool.parameters, "properties": properties}, 1, math.inf).call(tool.name)
+    return f"{call}(?: else {call})?{_FALLBACK}" if fallbacks else call
 
 
 class _Writer:
@@ -70,37 +75,47 @@ class _Writer:
         self._root = root
         self._depth = depth
         self._longest = longest
+        self._known: dict[tuple[str, int, frozenset[str]], str] = {}
 
     def _of(self, text: str) -> str:
-        if len(text) > self._longest:
+        if len(text) > self._longest or len(self._known) > _MOST_PARTS:
             raise _TooLong
         return text
 
-    def call(self, tool: Tool) -> str:
+    def call(self, name: str) -> str:
         """All arguments of a call."""
         required: list[str] = []
         optional: list[str] = []
-        for key, schema in tool.parameters["properties"].items():
+        for key, schema in self._root["properties"].items():
             value = self._argument(schema, 0, frozenset())
-            if key not in tool.parameters["required"]:
+            if key not in self._root["required"]:
                 optional.append(f"{re.escape(key)}={value}")
             else:
                 required.append(value if not optional else f"{re.escape(key)}={value}")
         others = ""
-        if more := tool.parameters.get("additionalProperties"):
+        if more := self._root.get("additionalProperties"):
             other = f"{_KEY}={self._argument(more, 0, frozenset())}"
             others = f"{other}(?:, {other}){{0,7}}"
-        return self._of(rf"{re.escape(tool.name)}\({_series(required, optional, others)}\)")
+        return self._of(rf"{re.escape(name)}\({_series(required, optional, others)}\)")
 
     def _argument(self, schema: Any, depth: int, inside: frozenset[str]) -> str:
         return f"(?:{REFERENCE}|{self._value(schema, depth, inside)})"
 
     def _value(self, schema: Any, depth: int, inside: frozenset[str]) -> str:
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None
-        schema = resolved(schema, self._root)
-        if reference is not None:
-            depth += reference in inside  # recursion soon ends
+        if reference is None:
+            return self._plain(resolved(schema, self._root), depth, inside)
+        if reference in inside:  # recursion soon ends
+            depth += 1
+            if depth > self._depth:
+                return "null"
+        place = reference, depth, inside
+        if place not in self._known:
             inside |= {reference}
+            self._known[place] = self._plain(resolved(schema, self._root), depth, inside)
+        return self._known[place]
+
+    def _plain(self, schema: Mapping[str, Any], depth: int, inside: frozenset[str]) -> str:
         if "const" in schema or "enum" in schema:
             options = schema.get("enum") or [schema.get("const")]
             return self._of("|".join(re.escape(json.dumps(each, ensure_ascii=False)) for each in options))

@@ -15,11 +15,12 @@ from pydantic_core import to_jsonable_python
 from referencing import Registry
 
 from stratagem.core.errors import ConfigurationError
-from stratagem.tools._schemas import resolved, written
+from stratagem.tools._schemas import resolved, size, written
 from stratagem.tools._signature import changed
 from stratagem.tools.tool import MOST_SAID, Effect, Tool
 
 # At the top of a schema, what says the same as the merged properties, or what no model's server takes there.
+_MOST_PARTS = 10_000
 _MERGED = {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "enum", "const"}
 
 
@@ -116,6 +117,8 @@ def schema_tool(
     schema = {key: each for key, each in schema.items() if each is not None}
     try:
         whole = _validator(schema)
+        if size(schema, schema) > _MOST_PARTS:
+            raise ValueError(f"it stands for more than {_MOST_PARTS} parts")
         properties, required, more = _merged(schema, schema)
     except ValueError as error:
         raise ConfigurationError(f"Tool {name!r}: its schema is none: {error}.") from None

@@ -11,15 +11,14 @@ import inspect
 import json
 import os
 import re
-import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal, TypeAlias, Unpack, overload
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias, Unpack, get_args, overload
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
 
 from stratagem.core.errors import ConfigurationError
 from stratagem.tools._gate import Entered, Gate
@@ -27,7 +26,8 @@ from stratagem.tools._limits import Limits
 from stratagem.tools._masking import MASK as MASK
 from stratagem.tools._masking import masked, texts, write_only
 from stratagem.tools._places import Places
-from stratagem.tools._threads import Raised, guarded, in_thread
+from stratagem.tools._signature import typed
+from stratagem.tools._threads import Raised, guarded, in_thread, releasing, stopped
 
 Effect: TypeAlias = Literal["read_only", "idempotent", "destructive"]
 Why: TypeAlias = Literal[
@@ -47,9 +47,8 @@ Why: TypeAlias = Literal[
 
 MOST_SAID = 4000
 """Characters of an error's message that are kept."""
-GRACE = 2.0
-"""Seconds that a tool which is cancelled has to end."""
-_abandoned: set[asyncio.Future[Any]] = set()
+MOST_NESTED = 100
+"""Lists and objects in each other in a result: what journals and checkpoints surely can keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +65,7 @@ class Failed:
     """What was raised, whole: with its cause, group and traceback, and what secrets it holds."""
     attempts: int = 0  # how often the function was begun
     cost: float = field(default=0.0, compare=False)  # money that this took now
+    earlier: int = field(default=0, compare=False)  # attempts in an earlier sitting
     made: str = field(default="", compare=False)  # in the plan notation, where it is not the call of the plan
 
 
@@ -102,30 +102,34 @@ class Tool:
     _gates: dict[asyncio.AbstractEventLoop, Gate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z_]\w*", self.name, re.ASCII):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z_]\w*", self.name, re.ASCII):
             raise ConfigurationError(
                 f"Tool {self.name!r}: a model cannot write such a name.",
                 remedy="Give name= of letters, digits and _, as get_price.",
             )
-        if self.effect not in typing.get_args(Effect):
-            known = ", ".join(typing.get_args(Effect))
-            raise ConfigurationError(
-                f"Tool {self.name!r}: effect {self.effect!r}.", remedy=f"Known are: {known}."
-            )
+        for key, known in (("effect", get_args(Effect)), ("on_failure", ("skip", "ask"))):
+            chosen = getattr(self, key)
+            if chosen not in known:
+                raise ConfigurationError(
+                    f"Tool {self.name!r}: {key} {chosen!r}.", remedy=f"Known are: {', '.join(known)}."
+                )
+        for key in ("timeout", "rate", "cost", "retries", "concurrency", "max_bytes"):
+            limit: Any = getattr(self, key)
+            if key in ("rate", "concurrency") and getattr(self, key) is None:
+                continue
+            whole, zero = key in ("retries", "concurrency", "max_bytes"), key in ("cost", "retries")
+            kind: Any = Integral if whole else Real  # which type checkers do not know to be numbers
+            if (
+                not isinstance(limit, kind)
+                or isinstance(limit, bool)
+                or not (limit > 0 or (zero and limit == 0))
+            ):
+                least = f"{'whole ' * whole}number {'not below' if zero else 'greater than'} 0"
+                raise ConfigurationError(f"Tool {self.name!r}: {key}={limit!r}.", remedy=f"Give a {least}.")
         if self.effect == "destructive" and self.retries:
             raise ConfigurationError(
                 f"Tool {self.name!r} is destructive and would be retried.",
                 remedy="Set retries=0, or effect='idempotent' if calling it twice does no harm.",
-            )
-        for key in ("timeout", "rate", "concurrency", "max_bytes"):
-            limit = getattr(self, key)
-            if limit is not None and not limit > 0:
-                raise ConfigurationError(
-                    f"Tool {self.name!r}: {key}={limit}.", remedy="It must be greater than 0."
-                )
-        if self.retries < 0 or not self.cost >= 0:
-            raise ConfigurationError(
-                f"Tool {self.name!r}: retries={self.retries}, cost={self.cost}.", remedy="Neither is below 0."
             )
 
     @cached_property
@@ -138,7 +142,8 @@ class Tool:
     def _defaults(self) -> frozenset[str]:
         """Secrets that stand in the signature."""
         given = inspect.signature(self.function).parameters if self.hidden else {}
-        return frozenset(text for key in self.hidden if key in given for text in texts(given[key].default))
+        defaults = [given[key].default for key in self.hidden if key in given]
+        return frozenset(text for each in defaults if each is not inspect.Parameter.empty for text in texts(each))
 
     def masked(self, data: Any, arguments: Mapping[str, Any] | None = None) -> Any:
         """Text or JSON data without the tool's secrets, nor those among the arguments of a call."""
@@ -195,7 +200,7 @@ class Tool:
         retries: int | None = None,
         who: object | None = None,
         hold: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext,
-        begin: Callable[[int], Awaitable[Failed | None]] | None = None,
+        begin: Callable[[int], Awaitable[None]] | None = None,
     ) -> Value | Failed:
         """Call the function with what :meth:`check` gave, again after an error or time-out.
 
@@ -203,8 +208,7 @@ class Tool:
             retries: how often again; by default the tool's own number.
             who: calls for whom; several, as agents, are let in in turn.
             hold: holds a permit while an attempt runs, and only then: not while it waits to be let in by the tool.
-            begin: told the number of an attempt, from 1, that begins now; what it gives in the way of a failure is
-                the call's, which is not made.
+            begin: told the number of an attempt, from 1, that begins now.
         """
         attempt, most = 1, 1 + (self.retries if retries is None else retries)
         while isinstance(outcome := await self._attempt(checked, attempt, who, hold, begin), Failed):
@@ -223,39 +227,46 @@ class Tool:
         attempt: int,
         who: object | None,
         hold: Callable[[], AbstractAsyncContextManager[Any]],
-        begin: Callable[[int], Awaitable[Failed | None]] | None,
+        begin: Callable[[int], Awaitable[None]] | None,
     ) -> Value | Failed:
+        gate = self._gate()
         thread = not inspect.iscoroutinefunction(self.function)
-        place = await self._gate().enter(self.rate, self.timeout, thread=thread, who=who)
+        place = await gate.enter(self.timeout, thread=thread, who=who)
         if place is None:
             message = f"{self.name} is not called: earlier calls, which took too long, still go on."
             return Failed("timeout", message, TimeoutError(message), attempt - 1)
-        unused: Entered | None = place
+        begun = False  # the call gives its place back itself
         try:
-            async with hold():
-                if begin is not None and (failed := await begin(attempt)) is not None:
-                    return failed
-                unused = None  # the call gives it back itself
-                return await self._made(checked, attempt, place)
+            while True:
+                turn = await gate.turn(self.rate, who)
+                async with hold():
+                    if not gate.starts(self.rate, turn):
+                        continue  # others have started meanwhile
+                    if begin is not None:
+                        await begin(attempt)
+                    begun = True
+                    return await self._made(checked, attempt, place)
         finally:
-            if unused is not None:
-                unused.leave()
+            if not begun:
+                place.leave()
 
     async def _made(self, checked: Mapping[str, Any], attempt: int, place: Entered) -> Value | Failed:
-        running = asyncio.ensure_future(self._begin(checked, attempt, place.leave))
+        running = asyncio.ensure_future(self._begin(checked, attempt, place))
         late = False
         try:
             await asyncio.sleep(0)  # one that ends at once needs no timer
             if not running.done():
                 late = not (await asyncio.wait({running}, timeout=self.timeout))[0]
         except asyncio.CancelledError:
-            await _stopped(running)
+            if not running.done():
+                place.is_late()  # whether it ever ends nobody knows
+            await stopped(running)
             if not running.done() or running.cancelled():
                 raise
             # It kept the cancellation to itself: what it gave stands, and the task knows that it is cancelled.
         if late:
             place.is_late()
-            await _stopped(running)
+            await stopped(running)
         if not running.done() or (late and running.cancelled()):
             goes_on = "" if running.done() else " It does not stop, and goes on."
             message = f"{self.name} took longer than {self.timeout:g} s.{goes_on}"
@@ -269,13 +280,11 @@ class Tool:
             cause = raised.error
             return Failed(why, f"{self.name}: {type(cause).__name__}: {_said(cause)}", cause, attempt)
 
-    def _begin(
-        self, checked: Mapping[str, Any], attempt: int, release: Callable[[], None]
-    ) -> Awaitable[Value | Failed]:
-        """The call; ``release`` when it has ended, a thread also where nobody waits for it any more."""
+    def _begin(self, checked: Mapping[str, Any], attempt: int, place: Entered) -> Awaitable[Value | Failed]:
+        """The call, which leaves when it has ended, a thread also where nobody waits for it any more."""
         if inspect.iscoroutinefunction(self.function):
-            return _releasing(guarded(self._awaited(self.function(**checked), attempt)), release)
-        return in_thread(partial(self._blocking, checked, attempt), release)
+            return releasing(guarded(self._awaited(self.function(**checked), attempt)), place.leave)
+        return in_thread(partial(self._blocking, checked, attempt), place.thread_ended)
 
     def _blocking(
         self, checked: Mapping[str, Any], attempt: int
@@ -299,6 +308,9 @@ class Tool:
         if size > self.max_bytes:
             message = f"{self.name} gave {size} bytes; it may give {self.max_bytes}."
             return Failed("too_large", message, attempts=attempt)
+        if _deeper(data, MOST_NESTED):
+            message = f"{self.name} gave a result that is nested more than {MOST_NESTED} deep."
+            return Failed("result", message, attempts=attempt)
         return Value(data, attempt)
 
     def _gate(self) -> Gate:
@@ -323,26 +335,15 @@ class Tool:
         return replace(self, **limits, _gates={})
 
 
-async def _stopped(running: asyncio.Future[Any]) -> None:
-    """Cancel a call and give it some time to end. One that does not is left alone: nothing may wait for it for
-    ever."""
-    _abandoned.add(running)  # the loop alone would not keep it
-    running.add_done_callback(_forget)
-    running.cancel()
-    await asyncio.wait({running}, timeout=GRACE)
-
-
-def _forget(running: asyncio.Future[Any]) -> None:
-    _abandoned.discard(running)
-    if not running.cancelled():
-        running.exception()  # nobody else will look
-
-
-async def _releasing(call: Awaitable[Any], release: Callable[[], None]) -> Any:
-    try:
-        return await call
-    finally:
-        release()
+def _deeper(data: Any, most: int) -> bool:
+    """Whether lists and objects stand in each other more than ``most`` deep."""
+    level = [data]
+    for _ in range(most + 1):
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return False
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+    return True
 
 
 def _said(error: BaseException) -> str:
@@ -404,12 +405,13 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
             failures and traces.
         secrets: further values to mask there.
 
-    A parameter that holds a ``SecretStr`` is masked there and in answers.
+    A parameter that holds a ``SecretStr`` is masked there and in answers. A default may be pydantic's
+    ``Field(...)``. A result may be nested 100 deep.
 
     Raises:
-        ConfigurationError: an environment variable is missing; a parameter or the result has no type, or none that
-            has a JSON schema; it takes ``*`` or positional-only parameters; it has no docstring; a limit is out of
-            range.
+        ConfigurationError: it is no function, or none with a signature; an environment variable is missing; a
+            parameter or the result has no type, or none that has a JSON schema; it takes ``*`` or positional-only
+            parameters; it has no docstring; a limit is out of range, or none.
     """
     return partial(_made, **options) if function is None else _made(function, **options)
 
@@ -429,6 +431,10 @@ def _made(
     needs: Sequence[str] = (),
     secrets: Sequence[str] = (),
 ) -> Tool:
+    if not callable(function):
+        raise ConfigurationError(
+            f"{function!r} is no function.", remedy="Write @tool, or @tool(name=...), before a function."
+        )
     name = name or str(getattr(function, "__name__", type(function).__name__))
     missing = [each for each in needs if not os.environ.get(each)]
     if missing:
@@ -440,12 +446,12 @@ def _made(
         raise ConfigurationError(
             f"Tool {name!r} has no docstring.", remedy="Write what it does: the model reads it."
         )
-    arguments, result, parameters = _typed(name, function)
+    called, arguments, result, parameters = typed(name, function)
     return Tool(
         name,
         description,
         parameters,
-        function,
+        called,
         timeout,
         retries,
         concurrency,
@@ -458,44 +464,6 @@ def _made(
         arguments,
         result,
     )
-
-
-def _typed(
-    name: str, function: Callable[..., Any]
-) -> tuple[dict[str, TypeAdapter[Any]], TypeAdapter[Any], dict[str, Any]]:
-    """Validators of the arguments and of the result, and the JSON schema of the arguments."""
-    signature = inspect.signature(function)
-    try:
-        types = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError) as error:
-        raise ConfigurationError(f"Tool {name!r}: a type cannot be resolved: {error}.") from None
-    for each in signature.parameters.values():
-        if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
-            raise ConfigurationError(
-                f"Tool {name!r}: parameter {each} cannot be named.", remedy="List what it takes, by name."
-            )
-    untyped = [each for each in (*signature.parameters, "return") if each not in types]
-    if untyped:
-        raise ConfigurationError(
-            f"Tool {name!r} has no type for: {', '.join(untyped)}.", remedy="Annotate it."
-        )
-    try:
-        arguments = {each: TypeAdapter(types[each]) for each in signature.parameters}
-        result = TypeAdapter(types["return"])
-        parts, shared = TypeAdapter.json_schemas([(key, "validation", a) for key, a in arguments.items()])
-        properties = {key: parts[key, "validation"] for key in arguments}
-        for key, each in signature.parameters.items():
-            if each.default is not each.empty:
-                default = arguments[key].dump_python(each.default, mode="json")
-                properties[key] = {**properties[key], "default": default}
-    except (PydanticUserError, TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"Tool {name!r}: a type has no JSON schema: {str(error).partition(chr(10))[0]}",
-            remedy="Use JSON's types, data classes or pydantic models.",
-        ) from None
-    required = [key for key, each in signature.parameters.items() if each.default is each.empty]
-    schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-    return arguments, result, {**schema, **shared}
 
 
 def toolbox(*tools: Tool) -> dict[str, Tool]:

@@ -191,7 +191,7 @@ def test_destructive_calls_wait_for_approval_all_in_one_interrupt(
         state = await sit({"question": "What?"})
         [asked] = state["__interrupt__"]
         assert asked.value == {
-            "approve": [{"name": "b", "call": "buy(a)"}, {"name": "c", "call": "buy(100)"}]
+            "approve": [{"name": "b", "call": "buy(3)"}, {"name": "c", "call": "buy(100)"}]
         }
         assert shop.calls == ["pen"]
         state = await sit(Command(resume=told))
