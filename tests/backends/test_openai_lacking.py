@@ -108,7 +108,7 @@ def test_greedy_siblings_are_asked_for_one_by_one() -> None:
 def test_a_reward_model_is_asked_for_no_text() -> None:
     async def main() -> None:
         async with connected(SimSettings(reward=True)) as (_, backend):
-            with pytest.raises(RejectedError, match="does not complete chats.*PoolingBackend"):
+            with pytest.raises(RejectedError, match=r"does not complete chats.*PoolingBackend"):
                 await backend.generate(Request(ASKED))
 
     run(main)

@@ -378,3 +378,73 @@ def test_a_model_that_names_no_calls_is_allowed_each_of_them_once() -> None:
         assert [call["name"] for call in state["answer"]["calls"]] == ["call1", "call2"]
 
     asyncio.run(main())
+
+
+def test_an_approval_is_of_a_call_and_not_of_a_name() -> None:
+    """Other arguments, which the plan names for a failure, are asked for anew."""
+    made: list[tuple[str, int]] = []
+
+    @sg.tool
+    async def order(item: str, n: int = 1) -> int:
+        """Order."""
+        made.append((item, n))
+        return n
+
+    def says(messages: tuple[sg.Message, ...], tokens: tuple[str, ...]) -> dict[str, float]:
+        first = len(messages) == 2
+        return (
+            {END: 1.0}
+            if tokens
+            else {'b = order("pens") else order("gold", 99)' if first else "The answer is 1.": 1.0}
+        )
+
+    async def main() -> None:
+        graph = agent_graph(
+            sg.DivideThenAggregate(), sg.Toolbox([order]), llm=ToyModel(says), ask_approval=True
+        )
+        compiled = graph.compile(checkpointer=InMemorySaver())
+        state = await compiled.ainvoke({"question": "What?"}, CONFIG)
+        assert state["__interrupt__"][0].value["approve"] == [{"name": "b", "call": 'order("pens")'}]
+        state = await compiled.ainvoke(Command(resume={"b": {"n": "three"}}), CONFIG)  # which does not fit
+        assert state["__interrupt__"][0].value["approve"] == [{"name": "b", "call": 'order("gold", 99)'}]
+        await compiled.ainvoke(Command(resume=False), CONFIG)
+        assert made == []
+
+    asyncio.run(main())
+
+
+def test_a_graph_that_forgets_makes_no_call_that_another_may_have_begun_whatever_was_allowed() -> None:
+    made: list[int] = []
+    begun = asyncio.Event()
+
+    @sg.tool
+    async def order(n: int) -> int:
+        """Order."""
+        made.append(n)
+        begun.set()
+        await asyncio.sleep(60)
+        return n
+
+    def says(messages: tuple[sg.Message, ...], tokens: tuple[str, ...]) -> dict[str, float]:
+        return {END: 1.0} if tokens else {"b = order(1)" if len(messages) == 2 else "The answer is 1.": 1.0}
+
+    async def main() -> None:
+        saver = InMemorySaver()
+
+        def graph() -> Any:
+            box = sg.Toolbox([order])
+            made_of = agent_graph(sg.DivideThenAggregate(), box, llm=ToyModel(says), ask_approval=True)
+            return made_of.compile(checkpointer=saver)
+
+        first = graph()
+        await first.ainvoke({"question": "What?"}, CONFIG)
+        task = asyncio.create_task(first.ainvoke(Command(resume=True), CONFIG))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        state = await graph().ainvoke(None, CONFIG)
+        assert made == [1]
+        assert "not allowed" in state["answer"]["calls"][0]["error"]
+
+    asyncio.run(main())

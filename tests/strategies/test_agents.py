@@ -407,3 +407,11 @@ def test_where_the_model_fails_in_mid_plan_the_calls_until_then_are_kept() -> No
     assert (trace.partial.stopped, trace.partial.reason) == ("failed", "the server has died")
     assert [(call.name, call.result) for call in trace.partial.calls] == [("a", 3), ("b", 4)]
     assert toy.books.in_flight == 0
+
+
+def test_a_name_that_was_taken_again_by_a_call_that_failed_is_no_result() -> None:
+    world = World()
+    plans = ('a = price("pen")', "a = add(1)", "b = add(a, 1)", "The answer is 1.")
+    answer, _ = solve(DivideThenAggregate(), script(*plans), world)
+    assert [(call.name, call.ok) for call in answer.calls] == [("a", True), ("a", False), ("b", False)]
+    assert "which is no call" in answer.calls[2].error

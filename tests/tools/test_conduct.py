@@ -478,3 +478,41 @@ def test_runs_within_a_run_do_not_take_each_others_calls_for_their_own() -> None
     assert sorted(run(main())) == [1, 2]
     assert sorted(run(main())) == [1, 2]
     assert made == [1, 1]
+
+
+def test_what_was_begun_in_an_earlier_sitting_is_not_tried_otherwise_in_this_one() -> None:
+    bench, kept = Bench(1), InMemory()
+    calls = [call("a", "destructive", 1, alternatives=[{"x": 2}])]
+    first = execute(bench, calls, Conduct(journal=journal(kept)))
+    again = execute(bench, calls, Conduct(journal=journal(kept)))
+    assert bench.began == {"destructive 1": 1}
+    for report in (first, again):
+        assert isinstance(report.outcomes["a"], Failed)
+
+
+def test_a_call_that_is_cancelled_has_cost_what_it_began() -> None:
+    @tool(effect="idempotent", retries=5, cost=1.0)
+    async def fail(x: int) -> int:
+        """Fail, then hang."""
+        nonlocal begun
+        begun += 1
+        if begun == 3:
+            await asyncio.sleep(1000)
+        raise OSError(str(x))
+
+    begun = 0
+
+    async def main() -> Execution:
+        tools = toolbox(fail)
+        execution = Execution(tools)
+        task = asyncio.create_task(execution.run(Plan.parse([call("a", "fail", 1)], tools)))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return execution
+
+    report = run(main()).report
+    failed = report.outcomes["a"]
+    assert isinstance(failed, Failed)
+    assert (failed.why, failed.attempts, failed.cost, report.cost) == ("cancelled", 3, 3.0, 3.0)

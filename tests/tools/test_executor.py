@@ -16,6 +16,7 @@ from stratagem.testing.loops import run
 from stratagem.tools.conduct import Conduct
 from stratagem.tools.dag import Call, Plan
 from stratagem.tools.executor import Execution, Skipped
+from stratagem.tools.notation import parse
 from stratagem.tools.tool import Failed, Tool, Value, tool, toolbox
 from tools_kit import (
     WORK,
@@ -316,3 +317,51 @@ def test_equal_calls_of_which_one_asks_are_no_longer_one() -> None:
 
     run(Execution(toolbox(fail), conduct=Conduct(ask=ask)).run(calls()))
     assert asked == ["b"]
+
+
+def test_a_line_that_cannot_be_read_leaves_no_old_result_under_its_name() -> None:
+    """Who takes it afterwards is left out; a later call of that name gives it again."""
+
+    @tool(effect="idempotent")
+    async def add(a: int, b: int) -> int:
+        """The sum."""
+        return a + b
+
+    tools = toolbox(add)
+
+    async def main(*lines: str) -> Mapping[str, Any]:
+        async def arriving() -> AsyncIterator[Any]:
+            for line in lines:
+                yield parse(line, tools)
+
+        report = await Execution(tools, known={"a": 99}).run(arriving())
+        return report.outcomes
+
+    assert run(main("a = add(1, 2, 3)", "b = add(a, 1)")) == {"b": Skipped("a")}
+    assert run(main("a = add(1, ", "b = add(a, 1)")) == {"b": Skipped("a")}
+    assert run(main("a = add(1, ", "a = add(1, 1)", "b = add(a, 1)")) == {"a": Value(2), "b": Value(3)}
+
+
+def test_other_arguments_are_tried_where_a_reference_leads_nowhere_and_wait_for_nothing_that_failed() -> None:
+    @tool(effect="idempotent")
+    async def add(a: int, b: int) -> int:
+        """The sum."""
+        if a < 0:
+            raise ValueError("negative")
+        return a + b
+
+    tools = toolbox(add)
+
+    def outcomes(*lines: str) -> Mapping[str, Any]:
+        async def arriving() -> AsyncIterator[Any]:
+            for line in lines:
+                yield parse(line, tools)
+
+        return run(Execution(tools).run(arriving())).outcomes
+
+    found = outcomes("p = add(1, 2)", "b = add(p.no, 2) else add(1, 2) else 0")
+    assert found["b"].data == 3
+    found = outcomes("q = add(-1, 0)", "b = add(1, 2) else add(q, 2)")
+    assert found["b"] == Value(3)
+    found = outcomes("q = add(-1, 0)", "b = add(-1, 2) else add(q, 2) else 7")
+    assert found["b"].data == 7

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 import stratagem as sg
+from stratagem.core.budget import Amount, Budget, Ledger
+from stratagem.core.usage import Usage
 from stratagem.testing.loops import run
 from stratagem.tools._threads import MOST
+from stratagem.tools.conduct import Conduct
 from stratagem.tools.dag import Plan
 from stratagem.tools.executor import Execution, Report
 from stratagem.tools.fair import FairPermits
@@ -147,3 +151,101 @@ def test_waiting_for_a_tool_whose_calls_time_out_costs_each_the_same() -> None:
 
     cost(50)
     assert min(cost(1600), cost(1600)) < 10 * min(cost(400), cost(400))
+
+
+def test_who_waits_for_money_holds_nothing_that_others_wait_for() -> None:
+    """The first call keeps what its retry may cost, and needs the tool's only place again."""
+    tried: list[int] = []
+
+    @sg.tool(effect="idempotent", concurrency=1, retries=1, cost=1.0, timeout=5.0)
+    async def pay(i: int) -> int:
+        """Pay."""
+        await asyncio.sleep(0.1)
+        tried.append(i)
+        if tried.count(i) == 1:
+            raise OSError("once")
+        return i
+
+    async def main() -> Report:
+        ledger = Ledger(Budget(money=3.0))
+
+        async def reserve(most: float) -> Callable[[float], None]:
+            held = await ledger.reserve(Amount(money=most))
+            return lambda money: held.settle(Usage(money=money))
+
+        return await Execution(toolbox(pay), conduct=Conduct(pay=reserve)).run(calls(pay, 2))
+
+    report = run(main())
+    assert report.outcomes["c0"] == Value(0, 2)
+    failed = report.outcomes["c1"]
+    assert isinstance(failed, Failed)
+    assert failed.why == "budget"  # two were spent: a retry of the other would be too much
+    assert report.cost == 2.0
+
+
+def test_a_cancelled_call_that_goes_on_lets_nobody_wait_for_ever() -> None:
+    async def main(hang: Tool, let_go: threading.Event) -> None:
+        one = hang.replace(concurrency=1)
+        task = asyncio.create_task(one(i=1))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        outcome = await one(i=2)
+        assert isinstance(outcome, Failed)
+        assert (outcome.why, outcome.attempts) == ("timeout", 0)
+        let_go.set()
+
+    with hanging() as (hang, let_go):
+        asyncio.run(main(hang, let_go))
+
+
+def test_a_wrapper_around_an_async_function_keeps_its_place_until_that_has_ended() -> None:
+    now = most = 0
+
+    @sg.tool(effect="idempotent", concurrency=1)
+    def wrapped(i: int) -> int:
+        """Wrap."""
+
+        async def inner() -> int:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.02)
+            now -= 1
+            return i
+
+        return inner()  # type: ignore[return-value]
+
+    async def main() -> list[Value | Failed]:
+        return await asyncio.gather(*(wrapped(i=i) for i in range(3)))
+
+    assert asyncio.run(main()) == [Value(i) for i in range(3)]
+    assert most == 1
+
+
+def test_starts_are_spaced_where_permits_are_short_too() -> None:
+    started: list[float] = []
+
+    @sg.tool(effect="idempotent", rate=5.0)
+    async def spaced(i: int) -> int:
+        """Start."""
+        started.append(asyncio.get_running_loop().time())
+        return i
+
+    async def main() -> None:
+        permits = FairPermits(3)
+        others = [permits.share() for _ in range(3)]
+        for each in others:
+            await each.acquire()
+        running = asyncio.create_task(
+            Execution(toolbox(spaced), permits=permits.share()).run(calls(spaced, 6))
+        )
+        await asyncio.sleep(2.0)
+        for each in others:
+            each.release()
+        await running
+
+    run(main())
+    assert len(started) == 6
+    assert all(b - a >= 0.2 - 1e-6 for a, b in pairwise(started))

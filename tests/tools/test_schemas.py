@@ -358,3 +358,37 @@ def test_a_limit_out_of_range_is_refused(limits: Any, words: str) -> None:
     for tool in (length, of({})):
         with pytest.raises(sg.ConfigurationError, match=words):
             tool.replace(**limits)
+
+
+def test_types_that_are_in_each_other_are_told_and_admitted_in_a_bounded_way() -> None:
+    async def function(**arguments: Any) -> Any:
+        return arguments
+
+    loop = {"A": {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "string"}]}}
+    names = [f"A{i}" for i in range(8)]
+    clique = {
+        name: {
+            "anyOf": [
+                *({"type": "array", "items": {"$ref": f"#/$defs/{n}"}} for n in names),
+                {"type": "string"},
+            ]
+        }
+        for name in names
+    }
+    for definitions, first in ((loop, "A"), (clique, "A0")):
+        schema = {"$defs": definitions, "properties": {"x": {"$ref": f"#/$defs/{first}"}}}
+        odd = schema_tool("odd", "Odd.", schema, function)
+        assert len(signature(odd)) < 10_000
+        assert re.fullmatch(pattern([odd]), 'a = odd(x="y")')
+
+
+def test_a_schema_that_stands_for_too_much_is_refused() -> None:
+    def function(x: str) -> str:
+        return x
+
+    pair = lambda i: {"anyOf": [{"$ref": f"#/$defs/A{i + 1}"}] * 2}  # noqa: E731
+    definitions: dict[str, Any] = {f"A{i}": pair(i) for i in range(30)} | {"A30": {"type": "string"}}
+    with pytest.raises(ConfigurationError, match="more than 10000 parts"):
+        schema_tool(
+            "big", "Big.", {"$defs": definitions, "properties": {"x": {"$ref": "#/$defs/A0"}}}, function
+        )
