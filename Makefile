@@ -41,7 +41,8 @@ bench: $(DEV)
 bench-vllm: export PYTHONPATH := benchmarks
 bench-vllm:
 	.ci/vllm
-	failed=0; for each in vllm_prefix.py vllm_throughput.py "speculation.py --server" cost_model.py; do \
+	failed=0; for each in vllm_prefix.py vllm_throughput.py speculation.py "speculation.py --server" \
+	    "cost_model.py --plot docs/cost_model.png"; do \
 	    .venv-vllm/bin/python benchmarks/$$each || failed=1; \
 	done; exit $$failed
 

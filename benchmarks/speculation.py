@@ -13,8 +13,8 @@ strategies on as many other problems.
 
 Goals, over all traffic together, for each length of drafts: Token Recycling and the trie accept at least as many
 tokens per step as prompt lookup, which proposes what vLLM's `ngram` does; the best of ours at least as many as
-vLLM's `suffix`, none of them with past runs, where arctic-inference is importable
-(`pip install --no-deps arctic-inference==0.1.1`; it compiles).
+vLLM's `suffix`, none of them with past runs, where arctic-inference is importable, as it is in the environment that
+.ci/vllm makes.
 
 --server measures wall time instead, on real vLLM servers, one after the other: greedy answers one at a time, each
 method against plain decoding before and after it. It has no goal: how much a draft costs is the device's.
@@ -63,7 +63,7 @@ from vllm_prefix import problems_for, tools_for
 
 ASK = "{}\nThink step by step."
 PAST = 10_000  # problems from here on were asked in the past runs
-VLLMS = ("ngram", "suffix")
+VLLMS = ("ngram", "suffix") if find_spec("arctic_inference") else ("ngram",)
 COLD = ("recycling", "trie", "merged")  # of ours those that need no past runs, as `suffix` needs none
 LOOKUP = Speculative().config()  # vLLM's ngram as the profiles set it
 
@@ -171,7 +171,7 @@ def proposers(vocabulary: int, past: Datastore) -> dict[str, Callable[[], Propos
             [TokenRecycling(vocabulary), TokenTrie(), PromptLookup(), Retrieval(past)]
         ),
     }
-    if find_spec("arctic_inference") is not None:
+    if "suffix" in VLLMS:
         made["suffix"] = Suffix
     return made
 
@@ -283,7 +283,7 @@ async def main() -> int:
     takes.add_argument("--n", type=int, default=8)
     takes.add_argument("--depths", type=int, nargs="+", default=[4, 16])
     takes.add_argument("--server", action="store_true", help="measure wall time on real vLLM servers")
-    takes.add_argument("--methods", nargs="+", default=["ngram", *OWN], help="of the servers")
+    takes.add_argument("--methods", nargs="+", default=[*VLLMS, *OWN], help="of the servers")
     takes.add_argument("--python", default=None, help="interpreter of an environment that has vLLM")
     takes.add_argument("--rounds", type=int, default=2)
     args = takes.parse_args()
