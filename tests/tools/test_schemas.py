@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import stratagem as sg
+from stratagem.core.errors import ConfigurationError
 from stratagem.tools.langchain import from_langchain
 from stratagem.tools.notation import signature
 from stratagem.tools.patterns import pattern
