@@ -176,8 +176,8 @@ def test_runs_in_one_file_do_not_wait_for_each_other(file: Callable[[list[str]],
     mixed = [line for pair in zip(one, other, strict=True) for line in pair]
     others = ("proposed", {"value": "1"}), ("tool_started", {"call": "add(1, 2)"})
     path = file([*mixed, *events(*others, run="a")])
-    with path.open("a") as cut:
-        cut.write('{"type": "call_sta')  # killed in mid-line
+    with path.open("ab") as cut:
+        cut.write('{"type": "call_sta … '.encode()[:-2])  # killed in mid-line, in mid-character
     assert idealized(path, COUNTED) == {"a": Idealized(2.0, 2.0), "b": Idealized(7.0, 7.0)}
 
 

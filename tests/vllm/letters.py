@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+from vllm.v1.sample.logits_processor import (  # pyright: ignore[reportMissingImports]
+    AdapterLogitsProcessor,
+)
 
 
 class Only(AdapterLogitsProcessor):

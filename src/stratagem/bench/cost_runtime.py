@@ -185,8 +185,8 @@ def _is_event(told: Any) -> bool:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        # What a kill has cut off in mid-line is left out.
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        # What a kill has cut off in mid-line, and maybe in mid-character, is left out.
+        lines = [line.decode() for line in path.read_bytes().split(b"\n")[:-1]]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise DataError(f"Cannot read the trace {path}: {reason}.") from error
@@ -196,7 +196,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:
             event = None
-        if not _is_event(event):
+        if event is None or not _is_event(event):
             raise DataError(
                 f"{path}:{number} is no event of a trace.", remedy="Give a file that --trace wrote."
             )
