@@ -59,7 +59,6 @@ from stratagem.core.errors import (
 from stratagem.core.usage import Meter, Prices, Usage
 
 _Key = tuple[str, str, str | None]
-_Place = tuple[str, tuple[int, ...]]  # a continuation, and the prompt's last tokens
 
 # Negotiated once per endpoint, key and model, and remembered in the process.
 _DIALECTS: dict[_Key, Dialect] = {}
@@ -73,7 +72,6 @@ def forget() -> None:
 
 _REMEMBERED_PROMPTS = 4096
 _LAST_WORD_SECONDS = 1.0
-_TEMPLATE_END = 2  # last tokens of a prompt by which a place in a chat template is known
 _TEMPLATE_TOKENS = 64  # more than chat templates add to a conversation, and to each message
 _MESSAGE_TOKENS = 16
 
@@ -136,7 +134,6 @@ class OpenAIBackend:
         self._endpoints: dict[asyncio.AbstractEventLoop, Endpoint] = {}
         self._counts: OrderedDict[tuple[Message, ...], int] = OrderedDict()
         self._tokenizing: SingleFlight[tuple[Message, ...], tuple[int, ...]] = SingleFlight()
-        self._single: OrderedDict[_Place, int | None] = OrderedDict()
 
     def for_model(self, model: str) -> OpenAIBackend:
         """Another model of the same server, such as a LoRA adapter, for another role: ``models={"judge":
@@ -145,7 +142,6 @@ class OpenAIBackend:
         other._model = model
         other._counts = OrderedDict()
         other._tokenizing = SingleFlight()
-        other._single = OrderedDict()
         return other
 
     @property
@@ -209,9 +205,7 @@ class OpenAIBackend:
             await stopped(driver)
 
     async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
-        """Log-probabilities of the continuations, by vLLM's prompt log-probabilities; one request for each. Single
-        tokens are first looked for among the likeliest next ones: one request for all, which has the prompt from
-        the prefix cache.
+        """Log-probabilities of the continuations, by vLLM's prompt log-probabilities; one request for each.
 
         Raises UnsupportedError on a server that is not vLLM.
         """
@@ -220,19 +214,12 @@ class OpenAIBackend:
             raise UnsupportedError(f"{self._where} cannot score given continuations.", remedy="vLLM can.")
         prefix = await self._tokenize(request.messages, dialect) if dialect.tokenize else None
         tally = Tally(meter)
-        found: dict[str, float] = {}
-        if prefix is not None and (labels := await self._label_ids(request, prefix, dialect)):
-            told = await self._likeliest(request.messages, dialect, tally)
-            found = {text: told[token] for text, token in labels.items() if token in told}
-
-        async def one(text: str) -> tuple[TokenLogprob, ...]:
-            if text in found:
-                return (TokenLogprob(text, found[text]),)
-            return await self._score(request.messages, text, prefix, dialect, tally)
-
         with self._forgetting():
             async with task_group() as group:
-                tasks = [group.create_task(one(text)) for text in request.continuations]
+                tasks = [
+                    group.create_task(self._score(request.messages, text, prefix, dialect, tally))
+                    for text in request.continuations
+                ]
         return Scoring(tuple(task.result() for task in tasks), tally.total)
 
     async def counts(self) -> dict[str, Snapshot]:
@@ -294,7 +281,6 @@ class OpenAIBackend:
         except UnavailableError:
             _DIALECTS.pop((self._settings.base_url, self._settings.api_key, self._model), None)
             self._counts.clear()
-            self._single.clear()
             raise
 
     def _without_logprobs(self, dialect: Dialect) -> None:
@@ -363,55 +349,6 @@ class OpenAIBackend:
             return priced(Usage(uncertain_tokens=prompt + 1, calls=1), self._prices, uncertain_prompt=prompt)
 
         return await sender.whole(once, model=dialect.caps.model, tally=tally, lost=lost)
-
-    async def _label_ids(
-        self, request: ScoreRequest, prefix: tuple[int, ...], dialect: Dialect
-    ) -> dict[str, int] | None:
-        """The token that each continuation is; None where one is more than a token, or the server does not tell."""
-        texts = [text for text in dict.fromkeys(request.continuations) if text]
-        if not dialect.labels or any(len(text) > scoring.SHORT for text in texts):
-            return None
-        async with task_group() as group:
-            asked = {
-                t: group.create_task(self._label_id(request.messages, t, prefix, dialect)) for t in texts
-            }
-        labels = {text: token for text, task in asked.items() if (token := task.result()) is not None}
-        return labels if len(labels) == len(texts) else None
-
-    async def _label_id(
-        self, messages: tuple[Message, ...], text: str, prefix: tuple[int, ...], dialect: Dialect
-    ) -> int | None:
-        place = text, prefix[-_TEMPLATE_END:]
-        if place not in self._single:
-            whole = await self._tokenize(scoring.continued(messages, text), dialect)
-            self._single[place] = whole[-1] if whole[:-1] == prefix else None
-            if len(self._single) > _REMEMBERED_PROMPTS:
-                self._single.popitem(last=False)
-        return self._single[place]
-
-    async def _likeliest(
-        self, messages: tuple[Message, ...], dialect: Dialect, tally: Tally
-    ) -> dict[int, float]:
-        """The likeliest next tokens by id. A server that does not tell them so is asked no more."""
-        sender = await self._sender()
-        body = scoring.likeliest_body(messages, dialect)
-
-        async def once(attempt: Attempt) -> tuple[dict[int, float], Usage]:
-            told, usage = scoring.read_likeliest(await sender.endpoint.post(CHAT, body, attempt))
-            return told, priced(usage, self._prices)
-
-        def lost() -> Usage:
-            prompt = self._prompt_bound(messages)
-            return priced(Usage(uncertain_tokens=prompt + 1, calls=1), self._prices, uncertain_prompt=prompt)
-
-        try:
-            told = await sender.whole(once, model=dialect.caps.model, tally=tally, lost=lost)
-        except RejectedError:  # it may tell fewer
-            told = {}
-        if not told:
-            key = (self._settings.base_url, self._settings.api_key, self._model)
-            _DIALECTS[key] = replace(dialect, labels=False)
-        return told
 
     async def _tokenize(self, messages: tuple[Message, ...], dialect: Dialect) -> tuple[int, ...]:
         async def ask() -> tuple[int, ...]:

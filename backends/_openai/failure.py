@@ -110,7 +110,9 @@ def _of_status(error: openai.APIStatusError, where: str, model: str) -> Failure:
     if error.code == "unknown_parameter":
         return Failure(UnsupportedError(f"{where} cannot do what was asked: {said}"))
     if status == 404 and isinstance(error.body, Mapping) and error.body.get("detail") == "Not Found":
-        remedy = "A model of rewards or scores is for the role reward (PoolingBackend); ask one that writes text."
+        remedy = (
+            "A model of rewards or scores is for the role reward (PoolingBackend); ask one that writes text."
+        )
         return Failure(RejectedError(f"{where} does not complete chats.", remedy=remedy))
     if status == 404 and model:
         return Failure(RejectedError(f"{where} has no model {model!r}: {said}"))

@@ -65,7 +65,6 @@ async def negotiate(sender: Sender, settings: Settings, model: str | None) -> Di
         ),
         vllm=True,
         tokenize=tokenize,
-        labels=tokenize,
     )
 
 

@@ -1,15 +1,13 @@
-"""Log-probabilities of given continuations, read off vLLM's prompt log-probabilities; of single tokens that are
-likely, off the next token's.
+"""Log-probabilities of given continuations, read off vLLM's prompt log-probabilities.
 
-vLLM could tell of any single tokens in one answer (`logprob_token_ids`). In 0.32 that puts them in place of the
-log-probabilities of all others in the same step, and fails where it guesses ahead; so it is not asked for.
+vLLM could tell of single tokens in one answer for all (`logprob_token_ids`). In 0.32 that puts them in place of the
+log-probabilities of all other requests in the same step, and fails where it guesses ahead; so it is not asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from stratagem.backends._openai.failure import Malformed
 from stratagem.backends._openai.wire import Dialect, chat, read_usage, reading, scored
@@ -30,34 +28,6 @@ def body(messages: Sequence[Message], continuation: str, dialect: Dialect) -> di
     """The request that scores one continuation. It decodes one token, since vLLM decodes no fewer."""
     asked = chat(continued(messages, continuation), dialect)
     return asked | {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-
-
-SHORT = 16  # characters of what may be one token
-_ID = "token_id:"
-
-
-def likeliest_body(messages: Sequence[Message], dialect: Dialect) -> dict[str, Any]:
-    """The request for the likeliest next tokens.
-
-    Unlike prompt log-probabilities it has the prompt from the prefix cache, and it is one for all.
-    """
-    asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": dialect.caps.logprobs}
-    return chat(messages, dialect) | asked | {"return_tokens_as_token_ids": True}
-
-
-def read_likeliest(answer: Any) -> tuple[dict[int, float], Usage]:
-    """The log-probabilities of the likeliest next tokens by id, none where they have other names; and the usage.
-
-    Raises Malformed where the answer is not the protocol.
-    """
-    with reading():
-        usage = read_usage(answer.get("usage"))
-        [step] = answer["choices"][0]["logprobs"]["content"]
-        told = {str(each["token"]): float(each["logprob"]) for each in (*step["top_logprobs"], step)}
-        found = {int(name.removeprefix(_ID)): p for name, p in told.items() if name.startswith(_ID)}
-    if usage is None:
-        raise Malformed("it has no usage")
-    return found, usage
 
 
 def read(

@@ -32,7 +32,6 @@ class Dialect:
     caps: Capabilities
     vllm: bool = False
     tokenize: bool = False  # it has vLLM's /tokenize
-    labels: bool = False  # it tells the ids of the tokens that might come next
     limit_name: str = "max_tokens"  # OpenAI's own newer models take max_completion_tokens only
 
 

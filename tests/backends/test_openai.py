@@ -23,7 +23,6 @@ from stratagem.core.errors import (
 )
 from stratagem.core.usage import Meter, Prices, Usage
 from stratagem.testing import laws
-from stratagem.testing._server.text import logprob
 from stratagem.testing.server import (
     NAMED_FAULTS,
     SimCompletion,
@@ -315,54 +314,6 @@ def test_scores_are_those_of_decoding() -> None:
             [[token]] = (await backend.score(ScoreRequest(begun, (" yes",)))).scores
             assert token.token == " yes"
             assert_covers(scoring.usage + Usage(uncertain_tokens=9999, calls=9), server)
-
-    run(main)
-
-
-def judge(request: SimRequest) -> list[SimCompletion]:
-    """Says yes or no, by the log-probabilities that the server gives prompts; perhaps is less likely."""
-    before = request.prompt_tokens[-1]
-    top = {word: logprob(before, word) for word in ("yes", "no")}
-    chosen = max(top, key=top.__getitem__)
-    return [SimCompletion(chosen, logprobs=[top[chosen]], top=[top])] * request.n
-
-
-def test_single_tokens_are_scored_by_one_request() -> None:
-    """With what prompt log-probabilities say, which are asked for where one is not among the likeliest."""
-
-    async def main() -> None:
-        async with connected(responder=judge) as (server, backend):
-            words = ("yes", "no", "yes")
-            together = await backend.score(ScoreRequest(ASKED, words))
-            [record] = server.records
-            assert (record.decoded, together.usage.calls) == (1, 1)
-            assert_covers(together.usage, server)
-            apart = [
-                await backend.score(ScoreRequest(ASKED, (word, "more words than one"))) for word in words
-            ]
-            assert together.scores == tuple(each.scores[0] for each in apart)
-            asked = server.totals().other_requests
-            again = await backend.score(ScoreRequest((Message("user", "And now?"),), words))
-            assert again.usage.calls == 1
-            assert server.totals().other_requests == asked + 1  # which token a word is was remembered
-            mixed = await backend.score(ScoreRequest(ASKED, ("yes", "perhaps")))
-            assert mixed.usage.calls == 2
-            assert mixed.scores[0] == together.scores[0]
-            assert [t.token for t in mixed.scores[1]] == ["perhaps"]
-
-    run(main)
-
-
-def test_a_server_that_names_tokens_otherwise_is_asked_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stratagem.testing._server.answer.Writer._by_id", lambda self, token: token)
-
-    async def main() -> None:
-        async with connected(responder=judge) as (server, backend):
-            for expected in (3, 2, 2):  # requests: one in vain, and one for each word
-                before = len(server.records)
-                scoring = await backend.score(ScoreRequest(ASKED, ("yes", "no")))
-                assert [t.token for [t] in scoring.scores] == ["yes", "no"]
-                assert len(server.records) - before == scoring.usage.calls == expected
 
     run(main)
 

@@ -12,7 +12,7 @@ import stratagem as sg
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.backends.vllm.server import VLLMServer
 from stratagem.bench.gym import skill
-from stratagem.core.backend import Constraint, Request, ScoreRequest
+from stratagem.core.backend import Constraint, ScoreRequest
 from vllm_kit import MINI, QUESTION, asked, run
 
 pytestmark = pytest.mark.vllm
@@ -93,28 +93,6 @@ def test_scores_are_the_log_probabilities_of_decoding(server: VLLMServer) -> Non
         ]
         for scored, decoded in zip(scoring.scores[0], completion.tokens, strict=False):
             assert scored.logprob == pytest.approx(decoded.logprob, abs=1e-3)
-
-    run(main, server)
-
-
-def test_single_tokens_are_scored_by_one_request_that_has_the_prompt_cached(server: VLLMServer) -> None:
-    async def main(backend: OpenAIBackend) -> None:
-        messages = asked("Is 7 + 6 = 13 right, or is it wrong? " * 4).messages
-        [first] = (await backend.generate(Request(messages, max_tokens=1, logprobs=20))).completions
-        words = tuple(t for t, _ in first.tokens[0].top if t.isascii() and t.strip() == t and t.isalnum())[:4]
-        together = await backend.score(ScoreRequest(messages, words))
-        apart = await backend.score(ScoreRequest(messages, (*words, "more words than one")))
-        assert (together.usage.calls, apart.usage.calls) == (1, 1 + len(words))
-        assert len(words) >= 2
-        for [a], [b] in zip(together.scores, apart.scores, strict=False):
-            assert a.token == b.token
-            assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
-        mixed = await backend.score(ScoreRequest(messages, (*words, "\x07")))  # not among the likeliest
-        assert mixed.usage.calls == 2
-        assert [len(each) for each in mixed.scores] == [1] * (len(words) + 1)
-        again = await backend.score(ScoreRequest(messages, words))
-        assert again.usage.cached_tokens >= 16
-        assert apart.usage.cached_tokens == 0  # prompt log-probabilities are computed anew
 
     run(main, server)
 

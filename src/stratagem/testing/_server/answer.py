@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -216,15 +216,7 @@ class Writer:
     def _chat_logprobs(self, tokens: tuple[Token, ...]) -> dict[str, Any] | None:
         if self.requests[0].top_logprobs is None:
             return None
-        if self.body.return_tokens_as_token_ids:
-            tokens = tuple(map(self._by_id, tokens))
         return {"content": [{**_named(t.piece, t.logprob), "top_logprobs": _ranked(t.top)} for t in tokens]}
-
-    def _by_id(self, token: Token) -> Token:
-        """The token, and those that might have stood there, named by their ids."""
-        names = {piece: f"token_id:{self.vocabulary.id(piece)}" for piece in (token.piece, *token.top)}
-        top = {names[piece]: value for piece, value in token.top.items()}
-        return replace(token, piece=names[token.piece], top=top)
 
     def _completion_logprobs(
         self, tokens: list[Token | None], request: SimRequest, offset: int

@@ -17,7 +17,6 @@ _VLLM_ONLY = {
     "add_generation_prompt",
     "include_stop_str_in_output",
     "return_token_ids",
-    "return_tokens_as_token_ids",
     "priority",
     "stream_interval",
     "top_k",
@@ -112,7 +111,6 @@ class Body(BaseModel):
     add_generation_prompt: bool = True
     include_stop_str_in_output: bool = False
     return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none"] = "auto"
 
