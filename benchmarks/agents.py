@@ -54,6 +54,7 @@ async def measure(
 ) -> dict[str, Measured]:
     world, llm = ToolWorld(), sg.connect(model=model)
     found = {name: Measured() for name in STRATEGIES}
+    await llm.generate(sg.Request((sg.Message("user", "Hello."),), max_tokens=1))  # loads the model
     for index in range(first, first + problems):
         problem = world.problem(split, index)
         for name, strategy in STRATEGIES.items():
@@ -113,7 +114,7 @@ def main() -> int:
             ratio, low, high = ratio_of_means(ours, theirs)
             both = [
                 pair
-                for pair, *right in zip(zip(ours, theirs, strict=True), dta.right, other.right)
+                for pair, *right in zip(zip(ours, theirs, strict=True), dta.right, other.right, strict=True)
                 if all(right)
             ]
             solved = f"{ratio_of_means(*zip(*both, strict=True))[0]:.3f}" if both else "none"

@@ -143,7 +143,9 @@ class Tool:
         """Secrets that stand in the signature."""
         given = inspect.signature(self.function).parameters if self.hidden else {}
         defaults = [given[key].default for key in self.hidden if key in given]
-        return frozenset(text for each in defaults if each is not inspect.Parameter.empty for text in texts(each))
+        return frozenset(
+            text for each in defaults if each is not inspect.Parameter.empty for text in texts(each)
+        )
 
     def masked(self, data: Any, arguments: Mapping[str, Any] | None = None) -> Any:
         """Text or JSON data without the tool's secrets, nor those among the arguments of a call."""
