@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from stratagem.core.errors import ConfigurationError, MissingExtraError, StratagemError, UnavailableError
 
@@ -33,7 +34,7 @@ _WHAT: tuple[tuple[re.Pattern[str], str, str], ...] = (
             r"Invalid repository ID or local directory|HFValidationError",
             re.I,
         ),
-        "vLLM finds no model {model!r}.",
+        "vLLM finds no {missing}.",
         "Give a folder in the Hugging Face format, or a name on its hub that this machine can reach.",
     ),
     (
@@ -45,6 +46,11 @@ _WHAT: tuple[tuple[re.Pattern[str], str, str], ...] = (
         ),
         "vLLM has not enough memory for {model!r}: {line}",
         "Lower --max-model-len or --max-num-seqs, free memory, or take a smaller model.",
+    ),
+    (
+        re.compile(r"requires at least one cacheable group"),
+        "vLLM cannot share prefixes with {model!r}, as with all encoders.",
+        "Add --no-enable-prefix-caching.",
     ),
     (
         re.compile(r"^Value error, (.+?)(?:\.(?= [A-Z]|$)|\.? \[type=|$)"),
@@ -59,17 +65,57 @@ _WHAT: tuple[tuple[re.Pattern[str], str, str], ...] = (
 )
 
 
-def explained(lines: Sequence[str], code: int, *, model: str, port: int) -> StratagemError:
-    """The error that says why vLLM ended with this exit code before it answered."""
-    told = [_PREFIX.sub("", _PREFIX.sub("", _COLOUR.sub("", line))).strip() for line in lines]
+# Where the name of what is not found stands: the surest first.
+_NAMED = tuple(
+    map(
+        re.compile,
+        (
+            r"(?:directory specified|'namespace/repo_name'): '([^']+)'",
+            r"(?:^|[ '])([^ ']+)'? is not a local folder",
+            r"Can't load the configuration of '([^']+)'",
+            r"Error parsing config for (\S+):",
+            r"https://huggingface\.co/(?:api/models/)?([\w.-]+/[\w.-]+)/",
+        ),
+    )
+)
+
+
+def cause(lines: Sequence[str], *, model: str, port: int = 0) -> StratagemError | None:
+    """The error for what vLLM says, in its log or its exception; None where it is nothing known."""
+    told = _plain(lines)
     if any("No module named 'vllm'" in line or "No module named vllm" in line for line in told):
         return MissingExtraError("vLLM", "vllm")
     for pattern, message, remedy in _WHAT:
         for line in told:
             found = pattern.search(line)
             if found:
-                text = message.format(*found.groups(), port=port, model=model, line=line)
+                text = message.format(
+                    *found.groups(), port=port, model=model, line=line, missing=_missing(told, model)
+                )
                 return ConfigurationError(text, remedy=remedy)
+    return None
+
+
+def _plain(lines: Sequence[str]) -> list[str]:
+    return [_PREFIX.sub("", _PREFIX.sub("", _COLOUR.sub("", line))).strip() for line in lines]
+
+
+def _missing(told: Sequence[str], model: str) -> str:
+    """What is not found, which may be a draft model or a tokenizer; the last lines are nearest to it."""
+    for pattern in _NAMED:
+        for line in reversed(told):
+            if named := pattern.search(line):
+                return f"model {named[1]!r}"
+    if Path(model).is_dir():
+        return f"tokenizer or further model that is to go with {model!r}"
+    return f"model {model!r}"
+
+
+def explained(lines: Sequence[str], code: int, *, model: str, port: int) -> StratagemError:
+    """The error that says why vLLM ended with this exit code before it answered."""
+    if known := cause(lines, model=model, port=port):
+        return known
+    told = _plain(lines)
     if code == 9:
         return ConfigurationError(
             f"vLLM was killed while it loaded {model!r}, most likely for its memory.",

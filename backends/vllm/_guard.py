@@ -4,6 +4,8 @@
 
 A parent killed by SIGKILL cannot stop its children; the pipe it held closes all the same. GRACE is the time, in
 seconds, between asking the command to end and killing it. Only the standard library: it must start at once.
+
+Processes that multiprocessing starts end themselves when they have been sent a :class:`Leash`.
 """
 
 from __future__ import annotations
@@ -15,10 +17,38 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 _SUBREAPER = 36  # prctl: descendants whose parent has died become this process's children
+
+
+class Leash:
+    """Sent to a process that multiprocessing spawns, as a part of anything, it ends that process when the sender is
+    gone, however it went (on Linux, since 5.3). Copied, or sent in another way, it does nothing."""
+
+    def __reduce__(self) -> tuple[Callable[[int], Leash], tuple[int]]:
+        return _leashed, (os.getpid(),)
+
+
+def _leashed(sender: int) -> Leash:
+    """What comes out of a leash: in a spawned process before it does anything else."""
+    spawned = "--multiprocessing-fork" in sys.orig_argv
+    if sys.platform == "linux" and spawned and sender != os.getpid():
+        try:
+            watched = os.pidfd_open(sender)
+        except ProcessLookupError:
+            os._exit(1)
+        except OSError:  # a system that cannot
+            return Leash()
+        threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
+    return Leash()
+
+
+def _end_with(process: int) -> None:
+    select.select([process], [], [])
+    os._exit(1)  # nobody is left to hear more
 
 
 def _children() -> list[int]:

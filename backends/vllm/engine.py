@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -21,6 +22,8 @@ from typing import Any, Literal
 from stratagem.backends._arrivals import Arrivals
 from stratagem.backends._tasks import stopped
 from stratagem.backends.vllm._checks import checked, notes
+from stratagem.backends.vllm._failures import cause
+from stratagem.backends.vllm._guard import Leash
 from stratagem.backends.vllm.metrics import Snapshot
 from stratagem.backends.vllm.plan import plan
 from stratagem.backends.vllm.profiles import Profile, Workload, known
@@ -89,6 +92,7 @@ class VLLMEngine:
         self._arguments = arguments
         self._numbers = itertools.count()
         self._start: asyncio.Future[None] | None = None
+        self._end: asyncio.Future[None] | None = None
         self._engine: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -101,12 +105,13 @@ class VLLMEngine:
         """Those of vLLM; under speculative decoding a seed no longer fixes a sampled text."""
         config = (await self._started()).vllm_config
         speculative = config.speculative_config is not None
+        most = config.model_config.max_logprobs
         return Capabilities(
             model=self._model,
             context=config.model_config.max_model_len,
             n=True,
             seed=not speculative,
-            logprobs=config.model_config.max_logprobs,
+            logprobs=config.model_config.get_vocab_size() if most == -1 else most,
             prompt_logprobs=True,
             constraints=frozenset({"choice", "regex", "json", "grammar"}),
             continue_final=True,
@@ -189,18 +194,39 @@ class VLLMEngine:
         return {self.name: Snapshot.of(page, import_module("vllm").__version__)}
 
     async def aclose(self) -> None:
-        """Ends the engine and its process, also one that is still starting."""
-        if self._start is None:
+        """Ends the engine and its process, also one that is still starting.
+
+        Who is cancelled while it ends is so afterwards; while it starts, at once, and the engine is there.
+        """
+        start = self._start
+        if start is None:
             return
         with suppress(StratagemError):  # one that could not start has told whoever asked it
-            await asyncio.shield(self._start)
-            engine, self._engine = self._engine, None
-            self._start = self._loop = None
-            if engine is None:
-                return  # another has closed it meanwhile
-            if engine.output_handler is not None:
-                await stopped(engine.output_handler)  # it would take the end of the process for a failure
-            await asyncio.to_thread(engine.shutdown)
+            await asyncio.shield(start)
+        if self._start is not start:
+            return  # it could not start, or another has closed it meanwhile
+        if self._end is None:
+            self._end = asyncio.ensure_future(self._shut())
+        cancelled: asyncio.CancelledError | None = None
+        end = self._end
+        while not end.done():
+            try:
+                await asyncio.wait([end])  # vLLM has a time limit of its own
+            except asyncio.CancelledError as error:
+                cancelled = error
+        end.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _shut(self) -> None:
+        try:
+            if self._engine.output_handler is not None:
+                await stopped(
+                    self._engine.output_handler
+                )  # it would take the end of the process for a failure
+        finally:
+            await asyncio.to_thread(self._engine.shutdown)
+            self._engine = self._start = self._end = self._loop = None
 
     async def _started(self) -> Any:
         loop = asyncio.get_running_loop()
@@ -209,6 +235,8 @@ class VLLMEngine:
                 "This engine belongs to another event loop.",
                 remedy="Make one for each loop, or serve the model and connect to its URL.",
             )
+        if self._end is not None:
+            await asyncio.shield(self._end)
         if self._start is None:
             self._loop = loop
             self._start = asyncio.ensure_future(asyncio.to_thread(self._make))
@@ -227,15 +255,25 @@ class VLLMEngine:
         checked(profile, planned.hardware, planned.installed)
         for note in notes(profile, planned.installed):
             warnings.warn(note, stacklevel=1)
+        # Never forked: there are threads here, and what is forked would not be told when this process is gone.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         vllm = import_module("vllm")
+        usage = import_module("vllm.usage.usage_lib").UsageContext.ENGINE_CONTEXT
         try:
             arguments = vllm.AsyncEngineArgs(model=self._model, **profile.engine_arguments(), **rest)
+            config = arguments.create_engine_config(usage)
+            config.leash = Leash()  # goes with the config to the engine's processes
             # Not given back: what vLLM keeps of this thread's frames would keep the engine.
-            self._engine = import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(arguments)
+            self._engine = import_module("vllm.v1.engine.async_llm").AsyncLLM.from_vllm_config(
+                config,
+                usage_context=usage,
+                enable_log_requests=arguments.enable_log_requests,
+                disable_log_stats=arguments.disable_log_stats,
+            )
         except Exception as error:  # whatever vLLM raises on a bad model, argument, device or memory
-            raise ConfigurationError(
-                f"vLLM cannot run {self._model!r}: {type(error).__name__}: {error}",
-                remedy="Its log has more.",
+            told = f"{type(error).__name__}: {error}"
+            raise cause(told.splitlines(), model=self._model) or ConfigurationError(
+                f"vLLM cannot run {self._model!r}: {told}", remedy="Its log has more."
             ) from error
 
     def _default(self, name: str) -> Any:

@@ -68,6 +68,47 @@ def test_a_listener_that_fails_does_not_stop_the_server(python: Path) -> None:
     assert len([line for line in heard if "a line of the log" in line]) == 1
 
 
+# What vLLM 0.32 writes with a target in /models/mini and no way to the hub, and for an encoder.
+NO_TOKENIZER = """
+'[Errno -2] Name or service not known' thrown while requesting HEAD https://huggingface.co/models/mini/resolve/main/a
+(APIServer pid=1) ERROR 11-28 04:26:12 [repo_utils.py:124] Error parsing config for nobody/tokens: We couldn't
+OSError: We couldn't connect to 'https://huggingface.co' to load the files
+"""
+NO_DRAFT = """
+pydantic_core._pydantic_core.ValidationError: 1 validation error for SpeculativeConfig
+  Value error, Invalid repository ID or local directory specified: 'nobody/draft'.
+"""
+NO_FILES = """
+'[Errno -2] Name or service not known' thrown while requesting GET https://huggingface.co/api/models/nobody/files/tree/main
+huggingface_hub.errors.LocalEntryNotFoundError: An error happened while trying to locate the file on the Hub
+"""
+NO_WORD = "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder"
+ENCODER = """
+(EngineCore pid=1) ERROR 11-28 04:26:12 [core.py:1] Traceback (most recent call last):
+(EngineCore pid=1) AssertionError: HybridKVCacheCoordinator requires at least one cacheable group.
+(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (NO_TOKENIZER, r"finds no model 'nobody/tokens'.*Give a folder"),
+        (NO_DRAFT, r"finds no model 'nobody/draft'.*Give a folder"),
+        (NO_FILES, r"finds no model 'nobody/files'.*Give a folder"),
+        (NO_WORD, r"finds no model 'org/model'.*Give a folder"),
+        (ENCODER, r"cannot share prefixes.*--no-enable-prefix-caching"),
+    ],
+    ids=["tokenizer", "draft", "files", "no word", "encoder"],
+)
+def test_why_it_ended_is_read_off_its_log(tmp_path: Path, log: str, words: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\nprint({log!r})\nraise SystemExit(1)\n")
+    python.chmod(0o755)
+    with pytest.raises(sg.ConfigurationError, match=words):
+        starts("org/model", python)
+
+
 def starts(model: str | Path, python: Path) -> str:
     """What clients call it."""
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from stratagem.bench.gym import skill
 from stratagem.core.backend import Constraint, Message, Request, ScoreRequest
 from stratagem.core.errors import ConfigurationError, ContextLengthError
 from stratagem.core.usage import Meter
-from vllm_kit import descendants
+from vllm_kit import descendants, gone_afterwards
 
 # vLLM is imported here, warns of what its own libraries have deprecated, and leaves a context of ZeroMQ unclosed.
 pytestmark = [
@@ -32,6 +36,7 @@ ARGUMENTS: dict[str, Any] = {
     "enforce_eager": True,
     "kv_cache_memory_bytes": 2**29,
 }
+DRAFT = {"method": "draft_model", "num_speculative_tokens": 2}
 QUESTION = skill("words").problem("test", 0).question
 
 
@@ -253,10 +258,112 @@ def test_a_cancelled_start_is_neither_lost_nor_doubled(offline: None) -> None:
     asyncio.run(main())
 
 
+def test_a_cancelled_end_is_an_end(offline: None) -> None:
+    """Whoever closes it, and whoever comes while it closes, finds no process of it left."""
+    from stratagem.backends.vllm.engine import VLLMEngine
+
+    async def main() -> None:
+        others = engines()
+        engine = VLLMEngine(MINI, **ARGUMENTS)
+        await engine.generate(asked())
+        ending = asyncio.ensure_future(engine.aclose())
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        assert not engines() - others
+        await engine.aclose()
+        await engine.generate(asked())  # started anew
+        ending = asyncio.ensure_future(engine.aclose())
+        await asyncio.sleep(0)
+        assert (await engine.generate(asked())).completions, "waits for the end, and starts anew"
+        await ending
+        await asyncio.gather(engine.aclose(), engine.aclose())
+        assert not engines() - others
+
+    asyncio.run(main())
+
+
+# Says so when it decodes, and goes on for ever.
+PARENT = f"""
+import asyncio
+from stratagem.backends.vllm.engine import VLLMEngine
+from stratagem.core.backend import Constraint, Message, Request
+
+async def main():
+    engine = VLLMEngine({str(MINI)!r}, **{ARGUMENTS!r})
+    endless = Constraint("regex", "[a-c]{{900}}")
+    while True:
+        async with engine.stream(Request((Message("user", "a"),), max_tokens=400, constraint=endless)) as stream:
+            async for _ in stream:
+                print("it decodes", flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "when"),
+    [(signal.SIGKILL, "it decodes"), (signal.SIGTERM, "it decodes"), (signal.SIGKILL, "EngineCore")],
+    ids=["killed", "terminated", "killed as it starts"],
+)
+def test_nothing_is_left_when_its_process_goes(offline: None, how: signal.Signals, when: str) -> None:
+    """The engine's first line of log is written long before it has loaded its model."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        log = []
+        for line in parent.stdout:
+            log.append(line)
+            if when in line:
+                break
+        else:
+            pytest.fail("".join(log))
+        with gone_afterwards(parent.pid, 1):
+            parent.send_signal(how)
+            parent.wait()
+
+
+def test_all_log_probabilities(offline: None) -> None:
+    """By the value that vLLM has for it; a request may ask for as many as there are tokens."""
+    from stratagem.backends.vllm.engine import VLLMEngine
+
+    async def main() -> None:
+        engine = VLLMEngine(MINI, **ARGUMENTS, max_logprobs=-1)
+        most = (await engine.capabilities()).logprobs
+        assert most == json.loads((MINI / "config.json").read_text())["vocab_size"]
+        [completion] = (await engine.generate(asked(logprobs=most, max_tokens=1))).completions
+        assert len(completion.tokens[0].top) == most
+        await engine.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "finds no model '/no/such/folder'"),
+        ({"model": "nobody/no-such-model"}, "finds no model 'nobody/no-such-model'"),
+        ({"model": MINI, "tokenizer": "/no/tokens"}, "finds no model '/no/tokens'"),
+        ({"model": MINI, "tokenizer": "nobody/no-tokens"}, "finds no tokenizer or further model.*mini'"),
+        ({"model": MINI, "speculative_config": {**DRAFT, "model": "nobody/none"}}, "model 'nobody/none'"),
+    ],
+)
+def test_what_is_missing_is_named(offline: None, arguments: dict[str, Any], words: str) -> None:
+    """Where vLLM says what it is: offline it does not for a name on the hub."""
+    from stratagem.backends.vllm.engine import VLLMEngine
+
+    with pytest.raises(ConfigurationError, match=rf"{words}.*Hugging Face"):
+        asyncio.run(VLLMEngine(**{"model": "/no/such/folder", **ARGUMENTS, **arguments}).capabilities())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"block_size": 0}, "block_size = 0"),
+        ({"kv_cache_memory_bytes": "2G"}, "kv_cache_memory_bytes = '2G'.*number of bytes"),
+        ({"speculative_config": 5}, "speculative_config = 5.*method"),
         ({"max_num_batched_tokens": 8}, "no room for 64 sequences"),
         ({"no_such_argument": 1}, "no_such_argument"),
     ],
