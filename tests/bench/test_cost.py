@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import stratagem as sg
 from stratagem.backends.embedded.engine import Engine
@@ -332,7 +333,9 @@ def test_no_floor_is_above_what_the_embedded_engine_takes() -> None:
     """Each the fastest of a few; the floors are those of numpy's own speed on this machine."""
     engine = Engine(MINI, threads=1)
     shape = Shape.read(MINI)
-    floors = Roofline(shape, Device.here(4 * shape.parameters), Precision(weights=4, activations=4, kv=4))
+    with threadpool_limits(1, user_api="blas"):  # as the engine
+        here = Device.here(4 * shape.parameters)
+    floors = Roofline(shape, here, Precision(weights=4, activations=4, kv=4))
 
     async def seconds(batch: int, length: int, output: int, trial: int) -> float:
         prompts = [[5 + (trial + i * j) % 1999 for j in range(1, length + 1)] for i in range(1, batch + 1)]
