@@ -314,8 +314,9 @@ class Run:
         stopped: Callable[[list[Called]], None] | None = None,
     ) -> list[Called]:
         """Make the calls of tools that the lines write (see :class:`Toolbox`), also while they still arrive."""
-        how: Any = {"named": named, "before": before, "instead": instead, "stopped": stopped}
-        return await self.toolbox().call(lines, self, known=known or {}, **how)
+        return await self.toolbox().call(
+            lines, self, known=known or {}, named=named, before=before, instead=instead, stopped=stopped
+        )
 
     async def map(self, function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:
         """``function`` of all items at the same time, results in order; the first failure cancels the rest."""
