@@ -7,10 +7,14 @@ Each strategy answers problems of its own, all at once, on a real server: one wi
 `agent`, or the one that is named. Samples are n, or as many as the strategy itself draws if those are fewer; steps
 are the root of n at a depth. Agents answer questions about worlds of tools, with their tools.
 
-The rate is the server's own count, which leaves out what it scores by prompt log-probabilities: that it computes
-anew. The ideal is computed from what was asked: of each prompt, in the order of asking, the leading whole blocks
-that an earlier prompt, or an earlier prompt with what was decoded after it until then, has begun with; the last
-token of a prompt is computed always, the last token of a completion never. Goal: at least 0.95 of the ideal.
+The rate is the server's own count. The ideal is computed from what was asked: of each prompt, in the order of
+asking, the leading whole blocks that an earlier prompt, or an earlier prompt with what was decoded or scored after
+it until then, has begun with; the last token of a prompt is computed always, the last token of a completion never.
+Goal: at least 0.95 of the ideal.
+
+Given continuations (`run.score`, and `run.choose` where the likeliest tokens tell no choice) are scored by prompt
+log-probabilities. For those vLLM computes the prompt anew, so that it counts them in no rate, and no more does the
+ideal: they only leave their blocks to others. How many tokens they had, for each that was looked up, stands beside.
 
 Exits with 1 if the goal is missed (--informative: with 0).
 """
@@ -60,12 +64,12 @@ Tokenize = Callable[[tuple[Message, ...]], Awaitable[Sequence[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt that was asked for, or with ``text`` what was decoded after it until then, in order of time."""
+    """A prompt that was asked for, or with ``text`` what went into the cache unasked, in order of time."""
 
     messages: tuple[Message, ...]
     n: int = 1
-    text: str | None = None
-    cut: bool = False  # ``text`` ends with the last token decoded, which no step has taken in
+    text: str | None = None  # the assistant's: decoded until then, or scored
+    cut: bool = False  # it ends with the last token decoded, which no step has taken in
 
 
 class Noting(OpenAIBackend):
@@ -101,10 +105,10 @@ class Noting(OpenAIBackend):
                 self.noted.extend(noting.unfinished())
 
     async def score(self, request: ScoreRequest, meter: Meter | None = None) -> Scoring:
-        """As the backend's own: one prompt where continuations are single tokens, else nothing that counts."""
+        """As the backend's own, which looks nothing up."""
         scoring = await super().score(request, meter)
-        if all(len(each) <= 1 for each in scoring.scores):
-            self.noted.append(Asked(request.messages))
+        before, begun = _begun(request.messages)
+        self.noted.extend(Asked(before, text=begun + each) for each in request.continuations if each)
         return scoring
 
     def _note(self, request: Request) -> None:
@@ -221,10 +225,12 @@ async def tokenizer(base_url: str, model: str) -> AsyncIterator[Tokenize]:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Shares of prompt tokens: what the server found in its prefix cache, and the most that it could have."""
+    """Shares of the prompt tokens that were looked up: what the server found in its prefix cache, the most that it
+    could have, and how many more it scored, and so computed anew."""
 
     found: float
     ideal: float
+    anew: float
 
     @property
     def ratio(self) -> float:
@@ -278,7 +284,8 @@ async def measured(
             hits, size = await ideal(backend.noted, after.block_size, tokens_of, known)
     finally:
         await backend.aclose()
-    return Rates(after.since(before).prefix_hit_rate, hits / size)
+    between = after.since(before)
+    return Rates(between.prefix_hit_rate, hits / size, between.prompt_tokens / between.prefix_queries - 1)
 
 
 async def compare(base_url: str, model: str, args: argparse.Namespace, goals: Goals) -> None:
@@ -290,7 +297,7 @@ async def compare(base_url: str, model: str, args: argparse.Namespace, goals: Go
         rates = await measured(base_url, model, strategy, problems, known)
         print(
             f"{kind:<26} {rates.found:6.1%} of the prompt tokens from the cache, ideal {rates.ideal:6.1%}, ratio "
-            f"{rates.ratio:.3f} ({goals.at_least(rates.ratio, GOAL)})",
+            f"{rates.ratio:.3f} ({goals.at_least(rates.ratio, GOAL)}); scored anew {rates.anew:.1%}",
             flush=True,
         )
 

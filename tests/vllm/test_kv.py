@@ -48,7 +48,10 @@ def test_a_strategy_finds_in_the_prefix_cache_what_can_be_found(server: VLLMServ
     # Problems that no other test asks.
     problems = problems_for(strategy, 1000 + PROBLEMS * KINDS.index(kind), PROBLEMS)
     rates = asyncio.run(measured(server.url, server.name, strategy, problems, set()))
-    print(f"{kind}: {rates.found:.3f} of the prompt tokens from the cache, ideal {rates.ideal:.3f}")
+    print(
+        f"{kind}: {rates.found:.3f} of the prompt tokens from the cache, ideal {rates.ideal:.3f}; scored anew "
+        f"{rates.anew:.3f}"
+    )
     assert rates.found >= GOAL * rates.ideal
     assert kind == "direct" or rates.ideal > 0.3
 
@@ -100,8 +103,14 @@ def test_what_grows_and_what_was_left_is_noted(server: VLLMServer) -> None:
         assert judged.messages[1] == so_far
         assert (answer.messages, answer.cut) == (judged.messages, True)
         assert left == Asked(asked_before, text=begun + said, cut=True)
-        await backend.score(ScoreRequest(asked_before, ("yes", "no")))
-        assert backend.noted[-1] == Asked(asked_before)
+        # What is scored is not looked up, and its blocks are there afterwards.
+        [before] = (await backend.counts()).values()
+        await backend.score(ScoreRequest((*asked_before, so_far), ("yes", "", "no")))
+        [after] = (await backend.counts()).values()
+        assert after.since(before).prefix_queries == 0
+        assert after.since(before).prompt_tokens
+        scored = [Asked(asked_before, text=so_far.content + each) for each in ("yes", "no")]
+        assert backend.noted[5:] == scored
         await backend.aclose()
 
     asyncio.run(main())
