@@ -7,6 +7,7 @@ fraction of the cost.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,11 +49,12 @@ class Row:
 
 @dataclass(slots=True)
 class Batch:
-    """Tensors of one step. ids, positions: (rows, length); mask: (rows, 1, length, length)."""
+    """Tensors of one step. ids, positions, branches, limits: (rows, length)."""
 
     ids: Tensor
     positions: Tensor
-    mask: Tensor
+    branches: Tensor
+    limits: Tensor
     where: Tensor
     target: Tensor
     other: Tensor
@@ -64,6 +66,16 @@ class Batch:
     judged: Tensor
     verdict: Tensor
     known: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Which tokens each may look at: (rows, 1, length, length). Far larger than what it follows from, so
+        that it is made where it is needed."""
+        index = torch.arange(self.ids.shape[1], device=self.ids.device)
+        causal = index[None, :, None] >= index[None, None, :]
+        same = self.branches[:, :, None] == self.branches[:, None, :]
+        chat = (self.branches[:, None, :] == 0) & (index[None, None, :] < self.limits[:, :, None])
+        return (causal & (same | chat))[:, None]
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -144,10 +156,6 @@ def collate(rows: list[Row]) -> Batch:
         torch.tensor([getattr(row, name) + [fill] * (length - len(row.ids)) for row in rows])
         for name, fill in (("ids", PAD), ("positions", 0), ("branches", 0), ("limits", length))
     )
-    index = torch.arange(length)
-    causal = index[None, :, None] >= index[None, None, :]
-    same = branches[:, :, None] == branches[:, None, :]
-    chat = (branches[:, None, :] == 0) & (index[None, None, :] < limits[:, :, None])
     learn = [(r * length + i, *rest) for r, row in enumerate(rows) for i, *rest in row.learn]
     where, target, other, share, weight = (torch.tensor(column) for column in zip(*learn, strict=True))
     marks = [(r * length + i, right) for r, row in enumerate(rows) for i, right in row.marks]
@@ -156,43 +164,60 @@ def collate(rows: list[Row]) -> Batch:
     verdicts = [(r * length + i, right) for r, row in enumerate(rows) for i, right in row.verdicts]
     judged = torch.tensor([i for i, _ in verdicts], dtype=torch.long)
     verdict = torch.tensor([y for _, y in verdicts])
-    mask = (causal & (same | chat))[:, None]
     known = torch.tensor([row.known for row in rows])
     return Batch(
-        ids, positions, mask, where, target, other, share, weight, marked, right, said, judged, verdict, known
+        ids,
+        positions,
+        branches,
+        limits,
+        where,
+        target,
+        other,
+        share,
+        weight,
+        marked,
+        right,
+        said,
+        judged,
+        verdict,
+        known,
     )
 
 
-def batches(
-    stream: Callable[[random.Random], Iterator[tuple[Document, bool]]],
-    encoder: Encoder,
-    seed: int,
-    tokens: int,
-    skip: int = 0,
-    pool: int = 1024,
-    together: int = 1,
-) -> Iterator[Batch]:
-    """Batches of about `tokens` tokens of rows of like length, without end; `skip` go unused (for a resume).
+@dataclass(frozen=True)
+class Source:
+    """Which batches there are: pool k of documents follows from the seed and k alone.
 
-    The order depends on the seed alone: pool k of documents, each with whether its kind is known, comes from
-    `stream(Random(seed, k))`. `together` batches in turn are of like length: processes that take one each then wait
-    little for each other.
+    Batches have about `tokens` tokens, of rows of like length. `together` batches in turn are of like length:
+    processes that take one each then wait little for each other.
     """
-    number = 0
-    while True:
-        rng = random.Random(f"{seed}/{number}")
-        source = stream(rng)
-        rows = sorted((encoder.row(*next(source)) for _ in range(pool)), key=lambda row: len(row.ids))
+
+    stream: Callable[[random.Random], Iterator[tuple[Document, bool]]]
+    """Documents without end, each with whether its kind is known."""
+    encoder: Encoder
+    seed: int
+    tokens: int
+    documents: int = 1024
+    together: int = 1
+
+    def pool(self, number: int) -> list[Batch]:
+        """The batches of pool `number`."""
+        rng = random.Random(f"{self.seed}/{number}")
+        documents = itertools.islice(self.stream(rng), self.documents)
+        rows = sorted((self.encoder.row(*each) for each in documents), key=lambda row: len(row.ids))
         groups: list[list[Row]] = [[]]
         for row in rows:
-            if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > tokens:
+            if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > self.tokens:
                 groups.append([])
             groups[-1].append(row)
-        turns = [groups[i : i + together] for i in range(0, len(groups) - together + 1, together)]
+        turns = [
+            groups[i : i + self.together] for i in range(0, len(groups) - self.together + 1, self.together)
+        ]
         rng.shuffle(turns)
-        for group in (group for turn in turns for group in turn):
-            if skip:
-                skip -= 1
-            else:
-                yield collate(group)
-        number += 1
+        return [collate(group) for turn in turns for group in turn]
+
+
+def batches(pool: Callable[[int], list[Batch]], skip: int = 0) -> Iterator[Batch]:
+    """Those of pools 0, 1, ... without end; `skip` go unused (for a resume)."""
+    every = (batch for number in itertools.count() for batch in pool(number))
+    return itertools.islice(every, skip, None)

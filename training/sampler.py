@@ -38,7 +38,7 @@ def sample(
 
     `rows` sequences run at a time, prompts of like length together.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(seed)
     prompts = [prompt_ids(encoder, question) for question in questions]
     order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
     texts: list[list[str]] = [[] for _ in questions]
@@ -76,7 +76,7 @@ def _group(
     out: list[list[int]] = [[] for _ in rows]
     for count in range(most):
         logits = model.logits(state).float() / temperature
-        token = torch.multinomial(torch.softmax(logits, -1).cpu(), 1, generator=generator)
+        token = torch.multinomial(torch.softmax(logits, -1), 1, generator=generator)
         for row, one in zip(rows, token[:, 0].tolist(), strict=True):
             if one == END:
                 done.add(row)
@@ -89,10 +89,10 @@ def _group(
             # Copying the cache costs as much as some steps: drop finished rows many at a time.
             kept = torch.tensor(going, device=place)
             rows = [rows[index] for index in going]
-            token, position, seen, cache = token[going], position[kept], seen[kept], _keep(cache, kept)
+            token, position, seen, cache = token[kept], position[kept], seen[kept], _keep(cache, kept)
         position = position + 1
         seen = torch.cat((seen, torch.ones_like(seen[:, :1])), 1)
-        hidden, cache, _ = model(token.to(place), position, seen[:, None, None, :], cache)
+        hidden, cache, _ = model(token, position, seen[:, None, None, :], cache)
         state = hidden[:, -1]
     return [out[index * n : (index + 1) * n] for index in range(len(prompts))]
 

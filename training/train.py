@@ -16,19 +16,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from data import Batch, Encoder, batches
+from data import Batch, Encoder, Source, batches
 from model import Config, Decoder, Mistakes, device
 from safetensors.torch import load_file
 from torch import Tensor
@@ -42,8 +45,6 @@ EXPECTED_SHARE = 1.0
 """Of the loss of what was expected in place of each token of a solution (`Mistakes.expected`)."""
 VERDICT_SHARE = 2.0
 """Of the loss of whether all lines so far are right, at questions about a restart (`Mistakes.verdict`)."""
-ANCHOR_SHARE = 0.5
-"""Of the loss of what the model knew before: to say what its old self says (`--anchor`), beside what is right."""
 EARLY_SHARE = 0.3
 """Of the loss of tokens read off two layers below the top. What the model would write must be known there for the
 two layers above to judge: one compares what was written with it, the other looks whether all of a line agreed."""
@@ -55,10 +56,16 @@ def rate(done: float, level: float = 0.4, warm: float = 0.02) -> float:
 
 
 def losses(
-    model: Decoder, mistakes: Mistakes, batch: Batch, plain: bool = False, anchor: Decoder | None = None
+    model: Decoder,
+    mistakes: Mistakes,
+    batch: Batch,
+    plain: bool = False,
+    anchor: Decoder | None = None,
+    held: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole loss, and the mean losses of the judges' answers and of the marks (nan without any). `plain`: of
-    tokens and answers alone. `anchor`: an old self, which the model is to stay near where `batch.known`."""
+    tokens and answers alone. `anchor`: an old self, which the model is to stay near where `batch.known`; `held` is
+    the share of that in the loss there."""
     hidden, _, below = model(batch.ids, batch.positions, batch.mask)
     logits = model.logits(hidden.flatten(0, 1)[batch.where]).float()
     logp = F.log_softmax(logits, -1)
@@ -66,7 +73,7 @@ def losses(
     second = logp.gather(1, batch.other[:, None])[:, 0]
     loss = -(batch.share * first + (1 - batch.share) * second)
     if anchor is not None and batch.known.any():
-        loss = loss + ANCHOR_SHARE * (_apart(anchor, batch, logp) - loss * batch.known[_rows(batch)])
+        loss = loss + held * (_apart(anchor, batch, logp) - loss * batch.known[_rows(batch)])
     marks = mistakes(below[-1].flatten(0, 1)[batch.marked]).float()
     marked = F.binary_cross_entropy_with_logits(marks, batch.right)
     whole = (loss * batch.weight).sum() / batch.weight.sum()
@@ -143,12 +150,72 @@ def stream(
         yield replace(made, probes=()) if solved and rng.random() < bare else made, name in known
 
 
+def source_of(arguments: argparse.Namespace, together: int) -> Source:
+    """What a run learns from. `together`: the processes that take a batch each."""
+    own: list[Document] = []
+    if arguments.own:
+        from rounds import read_documents
+
+        own = read_documents(arguments.own)
+    weights = json.loads(arguments.weights)
+    return Source(
+        lambda rng: stream(own, arguments.own_share, rng, arguments.bare, weights, arguments.known),
+        Encoder(arguments.tokenizer),
+        arguments.seed,
+        arguments.tokens // together,
+        together=together,
+    )
+
+
+@contextmanager
+def pools(arguments: argparse.Namespace, together: int) -> Iterator[Callable[[int], list[Batch]]]:
+    """Pools of batches by number, in order; `--workers` processes make those to come meanwhile."""
+    workers: int = arguments.workers
+    if not workers:
+        yield source_of(arguments, together).pool
+        return
+    context = multiprocessing.get_context("spawn")  # what a fork shares with CUDA and threads may hang
+    with ProcessPoolExecutor(workers, context, _begin, (arguments, together)) as executor:
+        coming: dict[int, Future[list[tuple[Any, ...]]]] = {}
+
+        def pool(number: int) -> list[Batch]:
+            for later in range(number, number + 2 * workers):
+                if later not in coming:
+                    coming[later] = executor.submit(_made, later)
+            return [Batch(*map(torch.from_numpy, each)) for each in coming.pop(number).result()]
+
+        try:
+            yield pool
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _begin(arguments: argparse.Namespace, together: int) -> None:
+    """In each of the processes that make batches."""
+    global _source
+    torch.set_num_threads(1)
+    _source = source_of(arguments, together)
+
+
+def _made(number: int) -> list[tuple[Any, ...]]:
+    """Batches as arrays: tensors would be shared by file descriptors, of which there are few."""
+    return [
+        tuple(getattr(batch, name).numpy() for name in batch.__dataclass_fields__)
+        for batch in _source.pool(number)
+    ]
+
+
+_source: Source
+
+
 class Trainer:
     """The state of a run: everything that a checkpoint holds."""
 
     def __init__(self, config: Config, rate_scale: float, seed: int, frozen: int = 0) -> None:
         torch.manual_seed(seed)
         self.device = device()
+        # cuDNN's attention gave gradients that were not finite in 2 of 64 steps (torch 2.11, H200, bfloat16).
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.model = Decoder(config).to(self.device)
         self.mistakes = Mistakes(config).to(self.device)
         if frozen:
@@ -168,6 +235,7 @@ class Trainer:
         ]
         self.peaks = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
         self.step = 0
+        self.skipped = 0  # steps without finite gradients, which have changed nothing
         self.seconds = 0.0
 
     def update(
@@ -177,19 +245,23 @@ class Trainer:
         precision: torch.dtype | None,
         plain: bool = False,
         anchor: Decoder | None = None,
+        held: float = 0.5,
     ) -> tuple[float, ...]:
         """One step at a share of the peak rate; returns the losses."""
         for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
             optimiser.param_groups[0]["lr"] = peak * share
         cast = torch.autocast(self.device.type, precision) if precision else nullcontext()
         with cast:
-            loss, *parts = losses(self.model, self.mistakes, batch.to(self.device), plain, anchor)
+            loss, *parts = losses(self.model, self.mistakes, batch.to(self.device), plain, anchor, held)
         loss.backward()
         self.share_gradients()
-        torch.nn.utils.clip_grad_norm_([*self.model.parameters(), *self.mistakes.parameters()], 1.0)
+        norm = torch.nn.utils.clip_grad_norm_([*self.model.parameters(), *self.mistakes.parameters()], 1.0)
+        sound = bool(torch.isfinite(norm))  # one step that is not would leave no weights at all
         for optimiser in self.optimisers:
-            optimiser.step()
+            if sound:
+                optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        self.skipped += not sound
         self.step += 1
         return float(loss.detach()), *map(float, parts)
 
@@ -260,48 +332,49 @@ def load_model(path: Path) -> Decoder:
 
 def run(arguments: argparse.Namespace) -> Trainer:
     """Train until the minutes (or the steps) are spent."""
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder(arguments.tokenizer)
-    config = Config(**json.loads(arguments.config)) if arguments.config else Config()
-    trainer = Trainer(config, arguments.rate, arguments.seed, arguments.frozen)
-    last = out / "last.pt"
-    if last.exists() and not arguments.fresh:
-        trainer.load(last)
-    elif arguments.init:
-        trainer.start_from(arguments.init)
-    own: list[Document] = []
-    if arguments.own:
-        from rounds import read_documents
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    with pools(arguments, world) as pool:
+        out: Path = arguments.out
+        out.mkdir(parents=True, exist_ok=True)
+        config = Config(**json.loads(arguments.config)) if arguments.config else Config()
+        trainer = Trainer(config, arguments.rate, arguments.seed, arguments.frozen)
+        last = out / "last.pt"
+        if last.exists() and not arguments.fresh:
+            trainer.load(last)
+        elif arguments.init:
+            trainer.start_from(arguments.init)
+        source = itertools.islice(batches(pool, trainer.step * world), rank, None, world)
+        _learn(trainer, source, arguments, world, rank)
+        if rank == 0:
+            trainer.save(last)
+    return trainer
 
-        own = read_documents(arguments.own)
-    weights = json.loads(arguments.weights)
+
+def _learn(
+    trainer: Trainer, source: Iterator[Batch], arguments: argparse.Namespace, world: int, rank: int
+) -> None:
     anchor = load_model(arguments.anchor).requires_grad_(False) if arguments.anchor else None
     precision = torch.bfloat16 if arguments.bf16 else None
     if arguments.compile:
         trainer.model.compile(dynamic=True)
-    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    every = batches(
-        lambda rng: stream(own, arguments.own_share, rng, arguments.bare, weights, arguments.known),
-        encoder,
-        arguments.seed,
-        arguments.tokens // world,
-        trainer.step * world,
-        together=world,
+    learn = partial(
+        trainer.update, precision=precision, plain=arguments.plain, anchor=anchor, held=arguments.held
     )
-    source = itertools.islice(every, rank, None, world)
     limit = arguments.minutes * 60
+    source = itertools.chain(
+        [next(source)], source
+    )  # the first takes as long as it takes to start the workers
     saved = began = now = time.monotonic()
     seen = 0
     sums: dict[str, list[float]] = {"loss": [], "judge": [], "marks": []}
-    with (out / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+    with (arguments.out / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         while trainer.seconds < limit and (not arguments.steps or trainer.step < arguments.steps):
             batch = next(source)
             # Before this process's own clock is added: `done` must be the same in all processes.
             done = trainer.step / arguments.steps if arguments.steps else trainer.seconds / limit
             past, now = now, time.monotonic()
             trainer.seconds += now - past
-            parts = trainer.update(batch, rate(done, arguments.level), precision, arguments.plain, anchor)
+            parts = learn(batch, rate(done, arguments.level))
             seen += batch.ids.numel()
             for values, value in zip(sums.values(), parts, strict=True):
                 if value == value:
@@ -310,6 +383,7 @@ def run(arguments: argparse.Namespace) -> Trainer:
                 record = {
                     "step": trainer.step,
                     **{key: round(sum(values) / max(1, len(values)), 4) for key, values in sums.items()},
+                    "skipped": trainer.skipped,
                     "rate": round(rate(done, arguments.level), 4),
                     "seconds": round(trainer.seconds, 1),
                     "tokens_per_second": round(world * seen / (now - began)),
@@ -318,11 +392,8 @@ def run(arguments: argparse.Namespace) -> Trainer:
                 metrics.flush()
                 sums = {key: [] for key in sums}
             if rank == 0 and now - saved > arguments.every:
-                trainer.save(last)
+                trainer.save(arguments.out / "last.pt")
                 saved = now
-    if rank == 0:
-        trainer.save(last)
-    return trainer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -349,6 +420,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--own", type=Path, nargs="*", help="graded samples of the model, from rounds.py")
     p.add_argument("--own-share", type=float, default=0.5, help="share of documents from --own")
     p.add_argument("--anchor", type=Path, help="checkpoint or folder to stay near in what it knew")
+    p.add_argument("--held", type=float, default=0.5, help="share of --anchor in the loss of what it knew")
     p.add_argument("--known", nargs="*", default=["words"], help="skills that --anchor knew")
     p.add_argument(
         "--weights", default="{}", help='JSON: weight of each skill that is not 1, as {"words": 2}'
@@ -358,6 +430,9 @@ def parser() -> argparse.ArgumentParser:
         "--plain",
         action="store_true",
         help="without the losses of Mistakes, which exported weights come without: at first they would be noise",
+    )
+    p.add_argument(
+        "--workers", type=int, default=0, help="processes that make batches, for a GPU to have enough"
     )
     p.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")
     p.add_argument("--config", help="JSON of Config fields, for another size")

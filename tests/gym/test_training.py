@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -72,10 +73,10 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     whole = train.run(arguments(module, tmp_path / "whole"))
     update = train.Trainer.update
 
-    def dies(self: Any, *rest: Any) -> Any:
+    def dies(self: Any, *rest: Any, **more: Any) -> Any:
         if self.step == 3:
             raise KeyboardInterrupt
-        return update(self, *rest)
+        return update(self, *rest, **more)
 
     monkeypatch.setattr(train.Trainer, "update", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -274,11 +275,24 @@ def test_batches_do_not_depend_on_where_a_run_starts(module: Any) -> None:
     data, train = module("data"), module("train")
     encoder = data.Encoder(TOKENIZER)
 
+    source = data.Source(lambda rng: train.stream([], 0.0, rng), encoder, 1, 2048, documents=64)
+
     def some(skip: int, count: int) -> list[Any]:
-        source = data.batches(lambda rng: train.stream([], 0.0, rng), encoder, 1, 2048, skip, pool=64)
-        return [batch.ids for batch in itertools.islice(source, count)]
+        return [batch.ids for batch in itertools.islice(data.batches(source.pool, skip), count)]
 
     assert all(torch.equal(a, b) for a, b in zip(some(0, 12)[5:], some(5, 7), strict=True))
+
+
+@pytest.mark.filterwarnings("default")
+def test_batches_do_not_depend_on_who_makes_them(module: Any, tmp_path: Path) -> None:
+    train = module("train")
+    with train.pools(arguments(module, tmp_path), 1) as alone:
+        made = [alone(number) for number in range(2)]
+    with train.pools(arguments(module, tmp_path, "--workers", "2"), 1) as together:
+        for number, batches in enumerate(made):
+            for mine, theirs in zip(together(number), batches, strict=True):
+                for name in theirs.__dataclass_fields__:
+                    assert torch.equal(getattr(mine, name), getattr(theirs, name))
 
 
 def test_steps_are_compared_after_the_same_lines(module: Any) -> None:
@@ -329,3 +343,18 @@ def test_an_anchor_holds_what_is_known(module: Any, tiny: Any) -> None:
     assert loss((True, False), old) == pytest.approx(((own + apart) / 2 + new) / weight, rel=1e-5)
     assert loss((True, False), tiny) == pytest.approx((own / 2 + new) / weight, rel=1e-5)
     assert loss((True, False), None) == pytest.approx((own + new) / weight, rel=1e-5)
+
+
+def test_a_step_without_finite_gradients_changes_nothing(module: Any, tiny: Any) -> None:
+    data, train = module("data"), module("train")
+    trainer = train.Trainer(tiny.config, 1.0, 1)
+    document = next(skill("toolworld").documents(random.Random(2)))
+    sound = data.collate([data.Encoder(TOKENIZER).row(document)])
+    broken = replace(sound, weight=sound.weight * float("inf"))
+    before = weights(trainer)
+    trainer.update(broken, 1.0, None, plain=True)
+    assert (trainer.step, trainer.skipped) == (1, 1)
+    assert torch.equal(weights(trainer), before)
+    trainer.update(sound, 1.0, None, plain=True)
+    assert (trainer.step, trainer.skipped) == (2, 1)
+    assert not torch.equal(weights(trainer), before)
