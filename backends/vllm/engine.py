@@ -61,7 +61,7 @@ class VLLMEngine:
 
     Every sibling is a request of its own, drawn with its own seed; they share their prompt by the prefix cache.
     The engine starts at the first call, once for all callers whether or not they are cancelled meanwhile, and ends
-    with :meth:`aclose`.
+    with :meth:`aclose`, as do the requests in flight, with an error; who asks after that starts it anew.
 
     Args:
         model: a folder, or a name on the Hugging Face hub.
@@ -95,6 +95,7 @@ class VLLMEngine:
         self._end: asyncio.Future[None] | None = None
         self._engine: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._asking: dict[asyncio.Timeout, asyncio.Event] = {}  # requests in flight, and that each has ended
 
     @property
     def name(self) -> str:
@@ -139,9 +140,9 @@ class VLLMEngine:
         self, request: Request, meter: Meter | None = None, *, deltas: bool = True
     ) -> AsyncIterator[Stream]:
         """Completions as they are decoded; leaving the block aborts them in the engine."""
-        await self._started()
+        engine = await self._started()
         drawing = _Drawing(request.n)
-        driver = asyncio.ensure_future(self._draw(request, drawing, deltas))
+        driver = asyncio.ensure_future(self._draw(engine, request, drawing, deltas))
         driver.add_done_callback(drawing.ended)
         try:
             yield drawing
@@ -175,7 +176,7 @@ class VLLMEngine:
             return tuple(_logprob(token, at) for token, at in zip(continuation, found, strict=True))
 
         try:
-            async with task_group() as group:
+            async with self._in_flight(engine), task_group() as group:
                 tasks = [group.create_task(one(text)) for text in request.continuations]
         finally:
             if meter is not None:
@@ -195,6 +196,8 @@ class VLLMEngine:
 
     async def aclose(self) -> None:
         """Ends the engine and its process, also one that is still starting.
+
+        Requests in flight are aborted in it and raise UnavailableError.
 
         Who is cancelled while it ends is so afterwards; while it starts, at once, and the engine is there.
         """
@@ -220,13 +223,39 @@ class VLLMEngine:
 
     async def _shut(self) -> None:
         try:
+            # vLLM would leave them waiting for ever. While it lives they can tell it that they are aborted.
+            asking = dict(self._asking)
+            for limit in asking:
+                limit.reschedule(0)
+            for ended in asking.values():
+                await ended.wait()
             if self._engine.output_handler is not None:
-                await stopped(
-                    self._engine.output_handler
-                )  # it would take the end of the process for a failure
+                # It would take the end of the process for a failure.
+                await stopped(self._engine.output_handler)
         finally:
-            await asyncio.to_thread(self._engine.shutdown)
+            await asyncio.to_thread(_ended, self._engine)
             self._engine = self._start = self._end = self._loop = None
+
+    @asynccontextmanager
+    async def _in_flight(self, engine: Any) -> AsyncIterator[None]:
+        """What is asked of that engine, until it ends or the engine is closed: that is an error."""
+        closed = UnavailableError(f"{self.name} was closed before it had answered.")
+        if self._end is not None or self._engine is not engine:
+            raise closed
+        limit, ended = asyncio.timeout(None), asyncio.Event()
+        try:
+            async with limit:
+                self._asking[limit] = ended
+                try:
+                    yield
+                finally:
+                    del self._asking[limit]
+        except TimeoutError as error:
+            if limit.expired():
+                raise closed from error
+            raise
+        finally:
+            ended.set()
 
     async def _started(self) -> Any:
         loop = asyncio.get_running_loop()
@@ -337,26 +366,27 @@ class VLLMEngine:
                 raise UnavailableError(f"vLLM's engine has ended: {what}") from error
             raise BackendError(f"vLLM's engine failed: {what}") from error
 
-    async def _draw(self, request: Request, drawing: _Drawing, deltas: bool) -> None:
-        prompt = self._rendered(request.messages)
-        able = await self.capabilities()
-        assert able.context is not None
-        if len(prompt) >= able.context:
-            raise ContextLengthError(
-                f"The prompt has {len(prompt)} tokens and {self._model} takes {able.context} in all.",
-                remedy="Shorten the question or use a model with a longer context.",
-            )
-        if request.logprobs is not None and request.logprobs > able.logprobs:
-            raise UnsupportedError(
-                f"{self.name} gives at most {able.logprobs} top log-probabilities.",
-                remedy="Raise max_logprobs.",
-            )
-        kinds = import_module("vllm.sampling_params").RequestOutputKind
-        drawing.prompt = len(prompt)
-        async with task_group() as group:
-            for index in range(request.n):
-                params = self._params(request.sibling(index), kinds.DELTA)
-                group.create_task(self._sibling(prompt, params, request.priority, index, drawing, deltas))
+    async def _draw(self, engine: Any, request: Request, drawing: _Drawing, deltas: bool) -> None:
+        async with self._in_flight(engine):
+            prompt = self._rendered(request.messages)
+            able = await self.capabilities()
+            assert able.context is not None
+            if len(prompt) >= able.context:
+                raise ContextLengthError(
+                    f"The prompt has {len(prompt)} tokens and {self._model} takes {able.context} in all.",
+                    remedy="Shorten the question or use a model with a longer context.",
+                )
+            if request.logprobs is not None and request.logprobs > able.logprobs:
+                raise UnsupportedError(
+                    f"{self.name} gives at most {able.logprobs} top log-probabilities.",
+                    remedy="Raise max_logprobs.",
+                )
+            kinds = import_module("vllm.sampling_params").RequestOutputKind
+            drawing.prompt = len(prompt)
+            async with task_group() as group:
+                for index in range(request.n):
+                    params = self._params(request.sibling(index), kinds.DELTA)
+                    group.create_task(self._sibling(prompt, params, request.priority, index, drawing, deltas))
 
     async def _sibling(
         self, prompt: Sequence[int], params: Any, priority: int, index: int, drawing: _Drawing, deltas: bool
@@ -408,6 +438,15 @@ class _Drawing(Arrivals):
             uncertain_tokens=_UNSEEN * self.running,
             calls=1 if self.prompt else 0,
         )
+
+
+def _ended(engine: Any) -> None:
+    """Ends the engine and waits until its processes are gone: vLLM kills what takes long, and does not wait."""
+    manager = engine.engine_core.resources.engine_manager
+    processes = getattr(manager, "processes", ())  # Ray's are none of this one
+    engine.shutdown()
+    for process in processes:
+        process.join()
 
 
 def _logprob(token: int, at: Any, most: int = 0) -> TokenLogprob:

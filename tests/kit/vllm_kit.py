@@ -8,7 +8,7 @@ import re
 import select
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -81,11 +81,13 @@ async def counter(server: VLLMServer, name: str) -> int:
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes below that one, by its children's own lists."""
+    """The processes below that one, by its children's own lists; without those that end while it looks."""
     found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found |= {int(child)} | descendants(int(child))
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                for child in (task / "children").read_text().split():
+                    found |= {int(child)} | descendants(int(child))
     return found
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import pytest
 
 import stratagem as sg
 from stratagem.bench.gym import skill
-from stratagem.core.backend import Constraint, Message, Request, ScoreRequest
-from stratagem.core.errors import ConfigurationError, ContextLengthError
+from stratagem.core.backend import Constraint, Message, Request, ScoreRequest, Scoring
+from stratagem.core.errors import ConfigurationError, ContextLengthError, UnavailableError
 from stratagem.core.usage import Meter
 from vllm_kit import descendants, gone_afterwards
 
@@ -169,9 +170,12 @@ def test_another_loop_is_refused(run: Any) -> None:
 
 def engines() -> set[int]:
     """The processes of vLLM's engines below this one."""
-    return {
-        pid for pid in descendants(os.getpid()) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    }
+    found = set()
+    for pid in descendants(os.getpid()):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return found
 
 
 def test_counts(run: Any) -> None:
@@ -278,10 +282,54 @@ def test_a_cancelled_end_is_an_end(offline: None) -> None:
         await asyncio.sleep(0)
         assert (await engine.generate(asked())).completions, "waits for the end, and starts anew"
         await ending
+        for pid in engines() - others:
+            os.kill(pid, signal.SIGSTOP)  # as if it were too slow to end when it is asked to: vLLM kills it
         await asyncio.gather(engine.aclose(), engine.aclose())
         assert not engines() - others
 
     asyncio.run(main())
+
+
+def test_what_is_in_flight_ends_with_the_engine(offline: None) -> None:
+    """Also what waits for its start; whatever a request has come to, and whoever closes it."""
+    from stratagem.backends.vllm.engine import VLLMEngine
+
+    endless = asked(n=2, temperature=1.0, constraint=Constraint("regex", "[a-z ]{400}"), max_tokens=400)
+    label = ScoreRequest(endless.messages, ("left", "right"))
+
+    async def all_end() -> None:
+        engine = VLLMEngine(MINI, **ARGUMENTS)
+        early = [asyncio.ensure_future(each) for each in (engine.generate(endless), engine.score(label))]
+        await asyncio.sleep(0)
+        await engine.aclose()
+        for each in early:
+            with pytest.raises(UnavailableError, match="was closed"):
+                await each
+        meter = Meter()
+        async with engine.stream(endless, meter) as stream:
+            await anext(aiter(stream))
+            asking: list[asyncio.Future[Any]] = []
+            for _ in range(12):  # each a turn of the loop further than the next
+                asking += [asyncio.ensure_future(engine.generate(endless))]
+                asking += [asyncio.ensure_future(engine.score(label))]
+                await asyncio.sleep(0)
+            await engine.aclose()
+            with pytest.raises(UnavailableError, match="was closed"):
+                async for _ in stream:
+                    pass
+        assert meter.usage.completion_tokens
+        assert meter.usage.uncertain_tokens
+        results = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(each, Scoring | UnavailableError) for each in results), results
+        assert sum(isinstance(each, Scoring) for each in results) < 12
+
+    async def main() -> None:
+        async with asyncio.timeout(300):
+            await all_end()
+
+    others = engines()
+    asyncio.run(main())
+    assert not engines() - others
 
 
 # Says so when it decodes, and goes on for ever.
