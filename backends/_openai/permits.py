@@ -11,13 +11,15 @@ from typing import Self
 class Permits:
     """So many sequences may be decoded at the same time; first come, first served.
 
-    Work-conserving: no permit is idle while somebody waits. Who wants several gets what is free now and stays
-    first in line for the rest.
+    Who wants several gets what is free now and stays first in line for the rest, but gets no fewer at a time than a
+    sixteenth of all, if that many are missing: a request of its own for each sequence, as they end one by one,
+    costs both sides time, and the prompt each time. So fewer than that are idle while somebody waits.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.free = total
+        self.least = max(1, total // 16)
         self._line: deque[Claim] = deque()
 
     def claim(self, wanted: int) -> Claim:
@@ -30,9 +32,8 @@ class Permits:
         self._serve()
 
     def _serve(self) -> None:
-        while self._line and self.free:
-            if self._line[0].grant():
-                self._line.popleft()
+        while self._line and self._line[0].grant():
+            self._line.popleft()
 
     def enter(self, claim: Claim) -> None:
         self._line.append(claim)
@@ -66,6 +67,8 @@ class Claim:
     def grant(self) -> bool:
         """Takes what is free, as far as it is wanted; returns whether nothing is missing any more."""
         count = min(self._permits.free, self._missing)
+        if count < min(self._missing, self._permits.least):
+            return False
         self._permits.free -= count
         self._missing -= count
         self._granted += count

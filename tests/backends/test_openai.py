@@ -167,6 +167,29 @@ def test_permits_are_never_idle_while_work_is_ready() -> None:
     run(main)
 
 
+def test_siblings_share_requests_also_where_permits_come_back_one_by_one() -> None:
+    """64 permits are handed on at least four at a time, but to who lacks fewer."""
+
+    def responder(request: SimRequest) -> list[SimCompletion]:
+        return [SimCompletion("word " * (5 + (request.seed or 0) % 97 + i)) for i in range(request.n)]
+
+    async def main() -> None:
+        async with connected(SimSettings(per_token=0.004), responder=responder, permits=64) as (
+            server,
+            backend,
+        ):
+            await backend.capabilities()
+            before = server.totals()
+            async with backend.stream(Request(ASKED, n=254, seed=0, max_tokens=400), deltas=False) as stream:
+                assert len([chunk async for chunk in stream]) == 254
+            after = server.totals()
+            assert 1 < after.billed - before.billed <= 1 + (254 - 64) / 4 + 1
+            assert after.peak_sequences == 64
+            assert after.in_flight == 0
+
+    run(main)
+
+
 def test_first_come_first_served() -> None:
     async def main() -> None:
         async with connected(SimSettings(per_token=0.001, spread=0), permits=2) as (_, backend):
