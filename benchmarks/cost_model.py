@@ -1,20 +1,29 @@
 """What the cost model predicts against what is measured on this machine's processor, with the shipped model.
 
-    python benchmarks/cost_model.py [--rounds 5] [--runs 8] [--plot cost_model.png] [--python .venv-vllm/bin/python]
+    python benchmarks/cost_model.py [--seconds 90] [--plot cost_model.png] [--python .venv-vllm/bin/python]
                                     [--requests FILE]
 
-On the embedded engine, and on a vLLM server where an interpreter with vLLM is named by --python or runs this:
+On the embedded engine, and on a vLLM server where an interpreter with vLLM is named by --python or runs this; both
+in float32, and the embedded engine with one thread unless STRATAGEM_THREADS says otherwise, as vLLM has on two
+cores: two are hardly faster with so small a model, and lose badly beside another process.
 
-- floors: each prefill and decode step takes at least what the roofline says, by numpy's own speed here (goal: none
-  is faster); printed is also how much of the roof each engine reaches;
+- floors: each prefill and decode step takes at least what the roofline says, by numpy's own speed here with as many
+  threads as the engine computes with (goal: none is faster); printed is also how much of the roof each reaches;
 - requests: T(p, o), fitted to one grid of prompts and answers, against requests of other lengths (goal: the median
-  error is at most 15 %);
+  error is at most 15 %); beside it how far two halves of the rounds differ on the same requests: an error no larger
+  than that may be the machine's;
 - runs: wall time of self-consistency, one run at a time, against its trace's idealized runtime: its completions one
   after another, and all at once (no goal: batches beat the first, and are slower than the second).
 
-Every time is the fastest of the rounds: noise only adds. --requests takes prompt and answer lengths as JSON lines
-with ContextTokens and GeneratedTokens (the Azure LLM inference traces), and prints what they would take at least,
-one after another, on the accelerators of the table with a model of 7 billion parameters.
+What else runs on the machine comes and goes, so everything is asked once in each round, in a new order: what is
+fitted, what is tested, numpy's speed, a run; rounds go on for so many --seconds on each engine, four at least. The
+fastest round counts: noise only adds. A decode step is the difference between the times of a longer and a shorter
+answer; where the halves of the rounds disagree on it by more than a factor of two, or would have it at zero or
+below, more are asked, and if that does not help none is told.
+
+--requests takes prompt and answer lengths as JSON lines with ContextTokens and GeneratedTokens (the Azure LLM
+inference traces), and prints what they would take at least, one after another, on the accelerators of the table
+with a model of 7 billion parameters.
 
 Exits with 1 if a goal is missed (--informative: with 0).
 """
@@ -25,13 +34,17 @@ import asyncio
 import importlib.util
 import itertools
 import json
+import os
 import random
+import re
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -54,9 +67,19 @@ FLOAT32 = Precision(weights=4, activations=4, kv=4)
 LLAMA7 = Shape(hidden=4096, layers=32, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocabulary=32000)
 BATCHES = (1, 8, 32)  # of decode steps
 LENGTHS = (32, 128, 512, 900)  # of prefills, in tokens
-CONTEXT, STEPS = 32, 32  # prompt before the decode steps, and how many of them
+CONTEXT = 32  # tokens of the prompts before decode steps
+SHORT, LONG = (
+    17,
+    81,
+)  # answers that differ by decode steps alone: by the 17th token every prompt has been computed
 GRID = ((32, 256, 900), (1, 4, 16, 64))  # prompts and answers that T(p, o) is fitted to
 OTHERS = ((64, 100), (150, 24), (400, 8), (500, 80), (700, 40))  # that it has not seen
+Case = tuple[int, int, int]  # so many prompts at once, tokens of each, tokens of each answer
+STEPS: list[Case] = [(batch, CONTEXT, output) for batch in BATCHES for output in (SHORT, LONG)]
+ALONE: set[Case] = {(1, p, o) for p, o in (*itertools.product(*GRID), *OTHERS, *((n, 1) for n in LENGTHS))}
+CASES = sorted({*STEPS, *ALONE})
+ROUNDS = 4  # at least
+HALVES = slice(0, None, 2), slice(1, None, 2)  # of rounds: what changes in the meantime is in both
 ERROR = 0.15
 KV = str(2**28)
 COLOURS = {"embedded": "#0072b2", "vllm": "#d55e00"}
@@ -67,6 +90,8 @@ INK, FAINT = "#1a1c20", "#8a8f98"
 class Measured(Protocol):
     """An engine to measure."""
 
+    name: str
+    threads: int  # that it computes with
     backend: Backend
 
     async def seconds(self, batch: int, prompt: int, output: int) -> float:
@@ -87,9 +112,12 @@ class Prompts:
 class Embedded:
     """The engine in this process."""
 
+    name = "embedded"
+
     def __init__(self) -> None:
-        self.engine = Engine(MINI)
+        self.threads = blas_threads()
         self.backend = sg.connect()
+        self.engine = Engine(MINI)
         self._prompts = Prompts()
 
     async def seconds(self, batch: int, prompt: int, output: int) -> float:
@@ -105,7 +133,13 @@ class Embedded:
 class Served:
     """A vLLM server, by its completions endpoint, which takes token ids."""
 
+    name = "vllm"
+
     def __init__(self, server: VLLMServer, client: httpx2.AsyncClient) -> None:
+        cores = re.search(r"core ids=\[([\d, ]+)\]", "\n".join(server.lines))
+        if cores is None:
+            raise RuntimeError("vLLM has not logged which cores it computes on")
+        self.threads = len(cores[1].split(","))
         self.backend = sg.connect(server.url, model=server.name)
         self._url, self._name, self._client = server.url, server.name, client
         self._prompts = Prompts()
@@ -136,6 +170,7 @@ class Point:
     what: str
     predicted: float
     measured: float
+    apart: float  # two halves of the rounds, as a share
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,61 +183,104 @@ class RunPoint:
     wall: float
 
 
-async def fastest(measured: Measured, batch: int, prompt: int, output: int, rounds: int) -> float:
-    return min([await measured.seconds(batch, prompt, output) for _ in range(rounds)])
+def apart(figure: Callable[[slice], float]) -> float:
+    """How much larger a figure is by one half of the rounds than by the other."""
+    low, high = sorted(map(figure, HALVES))
+    return high / low - 1
 
 
-async def steps(name: str, measured: Measured, rounds: int) -> list[tuple[str, str, int, int, float]]:
-    """Engine, kind, batch, tokens, and the seconds of a prefill or of a decode step."""
-    await measured.seconds(max(BATCHES), CONTEXT, 4)  # warms up
-    found = []
-    for batch in BATCHES:
-        first = await fastest(measured, batch, CONTEXT, 1, rounds)
-        whole = await fastest(measured, batch, CONTEXT, 1 + STEPS, rounds)
-        found.append((name, "decode", batch, CONTEXT, (whole - first) / STEPS))
-    prefills = [(name, "prefill", 1, n, await fastest(measured, 1, n, 1, rounds)) for n in LENGTHS]
-    return found + prefills
+class Measurement:
+    """One engine, round by round."""
 
+    def __init__(self, engine: Measured, working_set: int) -> None:
+        self.engine = engine
+        self.devices: list[Device] = []
+        self._working_set = working_set
+        self._draw = random.Random(0)
+        self._times: defaultdict[Case, list[float]] = defaultdict(list)
+        self._runs: list[tuple[sg.Trace, float]] = []
 
-def floor(roofline: Roofline, kind: str, batch: int, tokens: int) -> float:
-    if kind == "prefill":
-        return roofline.prefill(batch, tokens).seconds
-    return statistics.mean(roofline.decode(batch, tokens + i).seconds for i in range(1, STEPS + 1))
+    @property
+    def rounds(self) -> int:
+        return len(self.devices)
 
+    async def go(self, seconds: float) -> None:
+        await self.engine.seconds(max(BATCHES), CONTEXT, SHORT)
+        await self._run()  # which loads what is loaded once
+        self._runs.clear()
+        end = time.perf_counter() + seconds
+        while self.rounds < ROUNDS or time.perf_counter() < end:
+            todo: list[Callable[[], Awaitable[None]]] = [partial(self._ask, case) for case in CASES]
+            todo += [self._run, self._numpy]
+            self._draw.shuffle(todo)
+            for each in todo:
+                await each()
+        for _ in range(self.rounds):
+            for case in STEPS:
+                if not self._clear(case[0]):
+                    await self._ask(case)
 
-async def requests(name: str, measured: Measured, rounds: int) -> tuple[Runtime, list[Point]]:
-    """T(p, o), and what it says of requests that it was not fitted to."""
-    timings = [
-        Timing(p, o, await measured.seconds(1, p, o))
-        for _ in range(rounds)
-        for p, o in itertools.product(*GRID)
-    ]
-    runtime = Runtime.fit(timings)
-    return runtime, [
-        Point(name, "request", f"{p}+{o}", runtime.seconds(p, o), await fastest(measured, 1, p, o, rounds))
-        for p, o in OTHERS
-    ]
+    async def _ask(self, case: Case) -> None:
+        self._times[case].append(await self.engine.seconds(*case))
 
+    async def _numpy(self) -> None:
+        with threadpool_limits(self.engine.threads, user_api="blas"):
+            self.devices.append(Device.here(self._working_set, seconds=0.5))
 
-async def runs(name: str, measured: Measured, runtime: Runtime, count: int) -> list[RunPoint]:
-    """Self-consistency of 8 on problems of the gym."""
-    found = []
-    for index in range(count):
+    async def _run(self) -> None:
+        """Self-consistency of 8 on a problem of the gym."""
         trace = sg.Trace()
-        question = skill("words").problem("test", index).question
+        question = skill("words").problem("test", len(self._runs)).question
         start = time.perf_counter()
-        await sg.solve(question, sg.SelfConsistency(n=8), llm=measured.backend, trace=trace)
-        wall = time.perf_counter() - start
-        [ideal] = idealized(trace.records, runtime).values()
-        found.append(RunPoint(name, ideal.span, ideal.work, wall))
-    return found
+        await sg.solve(question, sg.SelfConsistency(n=8), llm=self.engine.backend, trace=trace)
+        self._runs.append((trace, time.perf_counter() - start))
+
+    def _fastest(self, case: Case, part: slice = slice(None)) -> float:
+        return min(self._times[case][part])
+
+    def _step(self, batch: int, part: slice = slice(None)) -> float:
+        """Seconds of a decode step."""
+        short, long = ((batch, CONTEXT, output) for output in (SHORT, LONG))
+        return (self._fastest(long, part) - self._fastest(short, part)) / (LONG - SHORT)
+
+    def _clear(self, batch: int) -> bool:
+        """Whether the halves of the rounds agree on a decode step, to a factor of two."""
+        low, high = sorted(self._step(batch, half) for half in HALVES)
+        return 0 < high <= 2 * low
+
+    def floors(self, roofline: Roofline) -> Iterator[Point]:
+        name = self.engine.name
+        for batch in filter(self._clear, BATCHES):
+            step = partial(self._step, batch)
+            least = statistics.mean(roofline.decode(batch, CONTEXT + i).seconds for i in range(SHORT, LONG))
+            yield Point(name, "decode", f"x{batch}", least, step(), apart(step))
+        for length in LENGTHS:
+            taken = partial(self._fastest, (1, length, 1))
+            least = roofline.prefill(1, length).seconds
+            yield Point(name, "prefill", f"{length} tokens", least, taken(), apart(taken))
+
+    def runtime(self) -> Runtime:
+        """T(p, o)."""
+        grid = itertools.product(*GRID)
+        return Runtime.fit(Timing(p, o, taken) for p, o in grid for taken in self._times[1, p, o])
+
+    def requests(self, runtime: Runtime, lengths: Iterable[tuple[int, int]]) -> Iterator[Point]:
+        """T(p, o) against what was measured."""
+        for p, o in lengths:
+            taken = partial(self._fastest, (1, p, o))
+            predicted = runtime.seconds(p, o)
+            yield Point(self.engine.name, "request", f"{p}+{o}", predicted, taken(), apart(taken))
+
+    def runs(self, runtime: Runtime) -> Iterator[RunPoint]:
+        for trace, wall in self._runs:
+            [ideal] = idealized(trace.records, runtime).values()
+            yield RunPoint(self.engine.name, ideal.span, ideal.work, wall)
 
 
 @asynccontextmanager
 async def served(python: str | None) -> AsyncIterator[Served]:
-    planned = await asyncio.to_thread(
-        plan, "agent", ["--max-model-len", "1024", "--kv-cache-memory-bytes", KV], python=python
-    )
+    flags = ["--dtype", "float32", "--max-model-len", "1024", "--kv-cache-memory-bytes", KV]
+    planned = await asyncio.to_thread(plan, "agent", flags, python=python)
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(VLLMServer(MINI, planned.arguments, python=python))
         client = await stack.enter_async_context(httpx2.AsyncClient(timeout=600))
@@ -211,29 +289,45 @@ async def served(python: str | None) -> AsyncIterator[Served]:
         yield made
 
 
-def here(working_set: int) -> Device:
-    """This machine by as many threads as the embedded engine has."""
-    with threadpool_limits(blas_threads(), user_api="blas"):
-        return Device.here(working_set, seconds=2)
-
-
 def show_floors(points: Sequence[Point], goals: Goals) -> None:
-    for point in points:
-        print(
-            f"  {point.engine:<9} {point.kind:<8} {point.what:<10} {1e3 * point.measured:8.3f} ms, at least "
-            f"{1e3 * point.predicted:7.3f} ms: {point.predicted / point.measured:4.0%} of the roof"
-        )
+    for engine, group in by_engine(points):
+        for point in group:
+            print(
+                f"  {engine:<9} {point.kind:<8} {point.what:<10} {1e3 * point.measured:8.3f} ms, at least "
+                f"{1e3 * point.predicted:7.3f} ms: {point.predicted / point.measured:4.0%} of the roof; "
+                f"halves {point.apart:.0%} apart"
+            )
+        missing = len(BATCHES) + len(LENGTHS) - len(group)
+        if missing:
+            print(
+                f"  {engine:<9} {missing} decode steps lost in noise ({goals.check(False, 'all measured')})"
+            )
     most = max(point.predicted / point.measured for point in points)
     print(f"  the nearest to its floor: {most:.2f} of the roof ({goals.at_most(most, 1)})")
 
 
-def show_requests(points: Sequence[Point], goals: Goals) -> None:
-    for engine, group in by_engine(points):
-        errors = [abs(point.predicted / point.measured - 1) for point in group]
+def show_requests(asked: Sequence[Point], fitted: Sequence[Point], goals: Goals) -> None:
+    for engine, group in by_engine(asked):
+        for point in group:
+            print(
+                f"  {engine:<9} {point.what:<10} {1e3 * point.measured:8.1f} ms, T(p, o) "
+                f"{1e3 * point.predicted:8.1f} ms: {point.predicted / point.measured - 1:+6.1%}; "
+                f"halves {point.apart:.1%} apart"
+            )
+        median, most = errors(group)
+        own, _ = errors([point for point in fitted if point.engine == engine])
+        noise = [point.apart for point in group]
         print(
-            f"  {engine:<9} median error of T(p, o) {statistics.median(errors):.1%} "
-            f"({goals.at_most(statistics.median(errors), ERROR)}), most {max(errors):.1%}"
+            f"  {engine:<9} median error of T(p, o) {median:.1%} ({goals.at_most(median, ERROR)}), "
+            f"most {most:.1%}; on what it was fitted to {own:.1%}; halves {statistics.median(noise):.1%} apart, "
+            f"most {max(noise):.1%}"
         )
+
+
+def errors(points: Iterable[Point]) -> tuple[float, float]:
+    """The median and the largest, as shares of what was measured."""
+    found = [abs(point.predicted / point.measured - 1) for point in points]
+    return statistics.median(found), max(found)
 
 
 def show_runs(points: Sequence[RunPoint]) -> None:
@@ -269,7 +363,7 @@ def draw(path: Path, floors: Sequence[Point], asked: Sequence[Point], ran: Seque
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(14, 4.9), layout="constrained")
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     for axes, points, title in (
@@ -278,46 +372,57 @@ def draw(path: Path, floors: Sequence[Point], asked: Sequence[Point], ran: Seque
     ):
         for engine, group in by_engine(points):
             for kind, marker in MARKERS.items():
-                chosen = [point for point in group if point.kind == kind]
+                chosen = sorted((p for p in group if p.kind == kind), key=lambda point: point.predicted)
                 x, y = [1e3 * p.predicted for p in chosen], [1e3 * p.measured for p in chosen]
                 if chosen:
-                    axes.plot(x, y, marker, color=COLOURS[engine], markersize=7, label=f"{engine}, {kind}")
-                for point, px, py in zip(chosen, x, y, strict=True):
-                    side = -1 if kind == "decode" else 1
+                    label = engine if kind == "request" else f"{engine}, {kind}"
+                    axes.plot(x, y, marker, color=COLOURS[engine], markersize=7, label=label)
+                for place, (point, px, py) in enumerate(zip(chosen, x, y, strict=True)):
+                    # Steps of the engines stand above each other: one label for both, outside.
+                    both = [p.measured for p in points if (p.kind, p.what) == (kind, point.what)]
+                    if kind != "request" and point.measured != (max if kind == "decode" else min)(both):
+                        continue
+                    # Requests lie close together: to the right of the one and to the left of the next.
+                    after = place % 2 == 0 if kind == "request" else kind == "prefill"
                     axes.annotate(
                         point.what,
                         (px, py),
-                        xytext=(7 * side, 4),
+                        xytext=(7, -8) if after else (-7, 3),
                         textcoords="offset points",
-                        ha="right" if side < 0 else "left",
-                        fontsize=7.5,
+                        ha="left" if after else "right",
+                        fontsize=8,
                         color=INK,
                     )
-        axes.set_title(title, loc="left", fontsize=10.5)
+        axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("predicted, ms")
     for engine in COLOURS:
-        for place, run in enumerate(run for run in ran if run.engine == engine):
+        for place, run in enumerate(each for each in ran if each.engine == engine):
             right.plot([run.span, run.work], [run.wall] * 2, color=COLOURS[engine], alpha=0.5)
-            label = engine if place == 0 else None
-            right.plot(run.span, run.wall, "o", color=COLOURS[engine], label=label)
+            first = engine if place == 0 else None
+            right.plot(run.span, run.wall, "o", color=COLOURS[engine], label=first)
             right.plot(run.work, run.wall, "|", color=COLOURS[engine], markersize=10)
-    right.set_title("Runs: longest chain (dot) to one by one (bar)", loc="left", fontsize=10.5)
+    right.set_title("Runs: longest chain (dot) to one by one (bar)", loc="left", fontsize=11)
     right.set_xlabel("idealized, s")
     right.set_ylabel("wall time, s")
     left.set_ylabel("measured, ms")
+    middle.set_ylabel("measured, ms")
     for axes in (left, middle, right):
         axes.set_xscale("log")
         axes.set_yscale("log")
+        low = 0.7 * min(axes.get_xlim()[0], axes.get_ylim()[0])  # room for labels
+        high = 1.4 * max(axes.get_xlim()[1], axes.get_ylim()[1])
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
             axis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_minor_formatter(NullFormatter())
-        low = 0.6 * min(axes.get_xlim()[0], axes.get_ylim()[0])  # room for labels
-        high = max(axes.get_xlim()[1], axes.get_ylim()[1])
         axes.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle="--", zorder=0)
+        if axes is middle:
+            bounds = [low / (1 - ERROR), high / (1 - ERROR)], [low / (1 + ERROR), high / (1 + ERROR)]
+            axes.fill_between([low, high], *bounds, color=FAINT, alpha=0.15, linewidth=0, zorder=0)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
-        axes.legend(fontsize=8, frameon=False, loc="upper left" if axes is not right else "lower right")
+        axes.set_aspect("equal")
+        axes.legend(fontsize=8.5, frameon=False, loc="lower right" if axes is right else "upper left")
         axes.grid(which="major", color=FAINT, alpha=0.25, linewidth=0.7)
         for edge in ("top", "right"):
             axes.spines[edge].set_visible(False)
@@ -326,8 +431,7 @@ def draw(path: Path, floors: Sequence[Point], asked: Sequence[Point], ran: Seque
 
 async def main() -> int:
     takes = parser(__doc__)
-    takes.add_argument("--rounds", type=int, default=5)
-    takes.add_argument("--runs", type=int, default=8, help="of a strategy, on each engine")
+    takes.add_argument("--seconds", type=float, default=90.0, help="of rounds on each engine")
     takes.add_argument("--plot", type=Path, help="file to draw predicted against measured into")
     takes.add_argument("--python", help="interpreter of an environment that has vLLM")
     takes.add_argument("--requests", type=Path, help="recorded lengths, as JSON lines")
@@ -336,39 +440,40 @@ async def main() -> int:
     if args.requests is not None:
         show_azure(args.requests)
 
+    os.environ.setdefault("STRATAGEM_THREADS", "1")
     shape = Shape.read(MINI)
-    working_set = 4 * shape.parameters
-    devices = [here(working_set)]
-    taken, asked, ran = [], [], []
+    done: list[Measurement] = []
     async with AsyncExitStack() as stack:
-        engines: list[tuple[str, Measured]] = [("embedded", Embedded())]
+        # One after the other: an idle vLLM would still be another process with a core of its own.
+        embedded = Embedded()
+        stack.push_async_callback(embedded.backend.aclose)
+        done.append(Measurement(embedded, 4 * shape.parameters))
+        await done[-1].go(args.seconds)
         if args.python is not None or importlib.util.find_spec("vllm") is not None:
-            engines.append(("vllm", await stack.enter_async_context(served(args.python))))
-        for name, measured in engines:
-            taken += await steps(name, measured, args.rounds)
-            runtime, points = await requests(name, measured, args.rounds)
-            asked += points
-            ran += await runs(name, measured, runtime, args.runs)
-            devices.append(here(working_set))  # again: what else runs here comes and goes
-        await engines[0][1].backend.aclose()
-    device = Device("here", max(d.bandwidth for d in devices), max(d.peak for d in devices))
-    roofline = Roofline(shape, device, FLOAT32)
-    floors = [
-        Point(
-            engine,
-            kind,
-            f"x{batch}" if kind == "decode" else f"{tokens} tokens",
-            floor(roofline, kind, batch, tokens),
-            seconds,
+            vllm = await stack.enter_async_context(served(args.python))
+            done.append(Measurement(vllm, 4 * shape.parameters))
+            await done[-1].go(args.seconds)
+
+    print(f"{shape.parameters:,} weights in float32")
+    floors: list[Point] = []
+    asked: list[Point] = []
+    fitted: list[Point] = []
+    ran: list[RunPoint] = []
+    for each in done:
+        # Engines that compute with as many threads have the same roof.
+        alike = [d for other in done if other.engine.threads == each.engine.threads for d in other.devices]
+        device = Device("here", max(d.bandwidth for d in alike), max(d.peak for d in alike))
+        print(
+            f"  {each.engine.name:<9} {each.rounds} rounds; threads: {each.engine.threads}, "
+            f"{device.bandwidth / 1e9:.1f} GB/s, {device.peak / 1e9:.0f} giga-operations/s"
         )
-        for engine, kind, batch, tokens, seconds in taken
-    ]
-    print(
-        f"{shape.parameters:,} weights in float32; {device.bandwidth / 1e9:.1f} GB/s, "
-        f"{device.peak / 1e9:.0f} giga-operations/s, ridge {device.ridge:.1f}; fastest of {args.rounds}"
-    )
+        floors += each.floors(Roofline(shape, device, FLOAT32))
+        runtime = each.runtime()
+        asked += each.requests(runtime, OTHERS)
+        fitted += each.requests(runtime, itertools.product(*GRID))
+        ran += each.runs(runtime)
     show_floors(floors, goals)
-    show_requests(asked, goals)
+    show_requests(asked, fitted, goals)
     show_runs(ran)
     if args.plot is not None:
         draw(args.plot, floors, asked, ran)

@@ -62,11 +62,11 @@ def test_a_known_runtime_is_recovered(
 @given(grids, st.data())
 def test_what_is_measured_rises_with_the_prompt(prompts: list[int], data: st.DataObject) -> None:
     seconds = st.floats(0.001, 10)
-    timings = [Timing(p, o, data.draw(seconds)) for p in prompts for o in (1, 3)]
+    timings = [Timing(p, o, o + data.draw(seconds)) for p in prompts for o in (1, 30)]
     found = Runtime.fit(timings)
     times = [found.first(p) for p in range(0, 5000, 97)]
     assert all(later >= now * (1 - 1e-12) for now, later in pairwise(times))
-    assert found.per_token >= 0
+    assert found.per_token > 0
     for timing in timings:
         if timing.output == 1:
             assert found.seconds(timing.prompt, 1) >= timing.seconds * (1 - 1e-12)
@@ -90,6 +90,12 @@ def test_too_few_timings_are_one_error() -> None:
     for timings in ([], [Timing(1, 1, 1.0)], [Timing(1, 2, 1.0)]):
         with pytest.raises(DataError, match=r"one decoded token.*Measure each prompt length"):
             Runtime.fit(timings)
+
+
+@pytest.mark.parametrize("more", [0.9, 1.0])
+def test_tokens_that_take_no_time_are_one_error(more: float) -> None:
+    with pytest.raises(DataError, match=r"takes no time.*Measure longer answers"):
+        Runtime.fit([Timing(8, 1, 1.0), Timing(8, 64, more)])
 
 
 def test_a_roofline_gives_the_least_runtime() -> None:

@@ -63,10 +63,10 @@ class Runtime:
         which noise has touched least.
 
         f is what was measured with one decoded token, raised where it falls with p; beta is the slope of T - f(p)
-        on o - 1 through zero, and not below it.
+        on o - 1 through zero.
 
         Raises:
-            DataError: no timing has one decoded token, or none has more.
+            DataError: no timing has one decoded token, or none has more, or more take no longer.
         """
         fastest: defaultdict[tuple[int, int], float] = defaultdict(lambda: math.inf)
         for timing in timings:
@@ -84,7 +84,12 @@ class Runtime:
                 remedy="Measure each prompt length with 1 and, say, 64 tokens.",
             )
         slope = math.fsum(n * (seconds - first.first(prompt)) for n, prompt, seconds in more)
-        return cls(tuple(points), max(0.0, slope / math.fsum(n * n for n, _, _ in more)))
+        if slope <= 0:
+            raise DataError(
+                "By these timings a token more takes no time: what else the machine did was longer.",
+                remedy="Measure longer answers, and each (p, o) more often.",
+            )
+        return cls(tuple(points), slope / math.fsum(n * n for n, _, _ in more))
 
     @classmethod
     def of_roofline(cls, roofline: Roofline, prompts: Sequence[int], output: int = 64) -> Self:
