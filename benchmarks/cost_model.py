@@ -16,7 +16,7 @@ cores: two are hardly faster with so small a model, and lose badly beside anothe
   after another, and all at once (no goal: batches beat the first, and are slower than the second).
 
 What else runs on the machine comes and goes, so everything is asked once in each round, in a new order: what is
-fitted, what is tested, numpy's speed, a run; rounds go on for so many --seconds on each engine, four at least. The
+fitted, what is tested, numpy's speed, a run; rounds go on for so many --seconds on each engine, ten at least. The
 fastest round counts: noise only adds. A decode step is the difference between the times of a longer and a shorter
 answer; where the halves of the rounds disagree on it by more than a factor of two, or would have it at zero or
 below, more are asked, and if that does not help none is told.
@@ -78,7 +78,7 @@ Case = tuple[int, int, int]  # so many prompts at once, tokens of each, tokens o
 STEPS: list[Case] = [(batch, CONTEXT, output) for batch in BATCHES for output in (SHORT, LONG)]
 ALONE: set[Case] = {(1, p, o) for p, o in (*itertools.product(*GRID), *OTHERS, *((n, 1) for n in LENGTHS))}
 CASES = sorted({*STEPS, *ALONE})
-ROUNDS = 4  # at least
+ROUNDS = 10  # at least: in fewer, the longest answer has never had a busy machine to itself
 HALVES = slice(0, None, 2), slice(1, None, 2)  # of rounds: what changes in the meantime is in both
 ERROR = 0.15
 KV = str(2**28)
