@@ -128,8 +128,8 @@ def completion(
         if not dialect.vllm:
             raise UnsupportedError(f"{caps.model} has no logits processors to ask for.", remedy="vLLM has.")
         body["vllm_xargs"] = json.loads(request.processors)
-    if dialect.vllm:
-        body["return_token_ids"] = True  # they are how many tokens each completion has
+    if dialect.vllm and not stream:
+        body["return_token_ids"] = True  # they are how many tokens each completion has; a stream counts for itself
     if stream:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
