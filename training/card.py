@@ -62,8 +62,8 @@ From scratch by `training/` of this repository, about {minutes} minutes in all o
 used too: supervised on generated problems and on right and wrong steps side by side, the wrong ones made up or
 written by the model itself on fresh training problems and graded by the generator; every token of such a pair is
 marked for the layer below the last. The last was trained on its own first, mainly for the restart token. Tools came
-last, while what it knew of words was held by what its old self said. Commands and reasons: `training/README.md`.
-Measured by `training/evaluate.py`.
+last, while what it knew of words was held by what its old self said, and were learned better in five minutes on a
+GPU. Commands and reasons: `training/README.md`. Measured by `training/evaluate.py`.
 """
 
 
