@@ -124,7 +124,7 @@ def test_every_name_of_the_facade_is_explained() -> None:
 INTERNAL = re.compile(
     r"stratagem\.("
     r"cli|backends\.embedded\.(?!backend$)\w+|bench\.store|bench\.gym\.\w+|bench\.gym\.(words|toolworld)\.\w+|graphs\.\w+|tools\.sandbox\.(monty|process|python_tool)"
-    r"|core\.(address|agreement|choosing|concurrency|files|postgres|prompts|seeds|sqlite))"
+    r"|core\.(address|agreement|choosing|concurrency|files|postgres|prompts|seeds|sqlite|text))"
 )
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import networkx as nx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from stratagem.core.text import encodable
 from stratagem.tools.tool import Failed, Tool
 
 ProblemKind: TypeAlias = Literal[
@@ -84,7 +85,7 @@ class Call(BaseModel):
     @classmethod
     def _withreferences(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {key: _typed(part) for key, part in value.items()}
+            return {key: _typed(part) for key, part in encodable(value).items()}
         except RecursionError:
             raise ValueError("nested too deeply") from None
 

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from stratagem.core.address import public
 from stratagem.core.errors import ConfigurationError, MissingExtraError, root_cause
+from stratagem.tools._checking import Checked
 from stratagem.tools._schemas import written
 from stratagem.tools.conduct import Approve, Conduct
 from stratagem.tools.dag import Call
@@ -220,6 +221,9 @@ class _Connection:
         """Keep the connection until told to leave, or until it breaks."""
         try:
             async with self._client:
+                # The library would look for a server's patterns in what it gives by Python's engine, which may take
+                # for ever; :func:`_of` checks results.
+                self._client.session.validate_tool_result = _unchecked  # type: ignore[method-assign]
                 self._ready.set_result(None)
                 await self._leave.wait()
         except Exception as error:
@@ -401,15 +405,29 @@ async def _listed(client: Client) -> dict[str, types.Tool]:
 
 
 class _ToolError(Exception):
-    """A server says that a call has failed."""
+    """A server says that a call has failed, or gives what it says it does not."""
+
+
+async def _unchecked(name: str, result: types.CallToolResult) -> None:
+    """In place of the library's check of results."""
 
 
 def _of(server: _Server, told: types.Tool, name: str, secrets: Sequence[str]) -> Tool:
+    try:
+        results = None if told.output_schema is None else Checked(told.output_schema)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"Tool {name!r}: the schema of its results is none: {error}.") from None
+
     async def function(**arguments: Any) -> Any:
         result = await server.call(lambda client: client.call_tool(told.name, arguments))
         if result.is_error:
             parts = [part if isinstance(part, str) else json.dumps(part) for part in _contents(result)]
             raise _ToolError(" ".join(parts) or "no reason given")
+        if results is not None:
+            try:
+                results.validate_python(result.structured_content)
+            except ValueError as error:
+                raise _ToolError(f"gave what its schema does not allow: {error}") from None
         return _data(result)
 
     return schema_tool(name, told.description or told.name, told.input_schema, function, secrets=secrets)

@@ -21,15 +21,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from stratagem.core.native import CUT
+from stratagem.core.text import encodable
 from stratagem.tools._schemas import resolved
 from stratagem.tools.dag import Call, Problem, Reference, references
 from stratagem.tools.tool import MASK, Tool
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 _INDEX: Final = re.compile(r"\[(\d{1,9})\]")
-_WORDS: Final[Mapping[str, Any]] = {
+WORDS: Final[Mapping[str, Any]] = {
     "true": True, "false": False, "null": None, "True": True, "False": False, "None": None,
 }  # fmt: skip
+"""Names that are values, and so can be those of no call."""
 _AFTER: Final[Mapping[str, str]] = {"skip": "skip", "stop": "fail", "ask": "ask"}  # a failure
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"?')
 _DEPTH: Final = 50  # of nested arguments
@@ -93,12 +95,12 @@ class _Reader:
             return dict(self.listed("}", depth, keyed=True))
         if word := self.word():
             self.at += len(word)
-            return _WORDS[word] if word in _WORDS else self.reference(word)
+            return WORDS[word] if word in WORDS else self.reference(word)
         try:
             value, self.at = _DECODER.raw_decode(self.text, self.at)
         except ValueError:
             raise self.fail("JSON or the name of a call") from None
-        return value
+        return encodable(value)  # JSON can escape what no text can hold
 
     def reference(self, call: str) -> Reference:
         path: list[str | int] = []
@@ -151,11 +153,12 @@ class _Reader:
         while (word := self.word()) == "else":
             self.at += len(word)
             word = self.word()
-            if not word or word in _WORDS:
+            after = self.text[self.at + len(word) :].lstrip(" \t")
+            called = after.startswith("(")  # a tool may have any name
+            if not word or (word in WORDS and not called):
                 yield "", self.value()
                 continue
             self.at += len(word)
-            called = self.text[self.at :].lstrip(" \t").startswith("(")  # a tool may have such a name
             yield word, list(self.arguments()) if called or word not in _AFTER else None
         if self.at < len(self.text):
             raise self.fail("the end of the line")
@@ -173,6 +176,8 @@ def parse(line: str, tools: Mapping[str, Tool], *, name: str | None = None) -> C
         if call is None:
             call = reader.name("the name of a call")
             reader.need("=")
+            if call in WORDS:
+                raise _Unreadable(f"a call cannot be named {call}, which is a value: another name is wanted")
         if line.endswith(CUT):
             raise _Unreadable("the turn ended within it, for it was too long")
         tool = reader.name("the name of a tool")

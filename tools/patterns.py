@@ -9,16 +9,37 @@ from __future__ import annotations
 import json
 import math
 import re
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from stratagem.tools._schemas import resolved
+from stratagem.tools.notation import WORDS
 from stratagem.tools.tool import Tool
 
+
+def _but(excluded: str) -> str:
+    """Small letters without some, as they stand in a character class."""
+    rest = re.split(f"[{excluded}]", string.ascii_lowercase)
+    return "".join(each if len(each) < 3 else f"{each[0]}-{each[-1]}" for each in rest)
+
+
+def _names(words: Sequence[str]) -> str:
+    """Names of calls, but for words that begin with different letters: engines have no look-ahead."""
+    beginnings = [(word[:i], word[i : i + 1]) for word in words for i in range(1, len(word) + 1)]
+    others = "|".join(f"{start}[{_but(letter) if letter else 'a-z'}0-9_]" for start, letter in beginnings)
+    short = "|".join(start for start, letter in beginnings if letter)
+    return f"(?:(?:[{_but(''.join(word[0] for word in words))}]|{others})[a-z0-9_]{{0,15}}|{short})"
+
+
 _KEY: Final = "[A-Za-z_][A-Za-z0-9_]{0,31}"
-NAME: Final = "[a-z][a-z0-9_]{0,15}"
+NAME: Final = _names([word for word in WORDS if word.islower()])
 STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*"'
-REFERENCE: Final = NAME + rf"(?:\.{_KEY}|\[[0-9]{{1,4}}\]){{0,4}}"
+_PATH: Final = rf"(?:\.{_KEY}|\[[0-9]{{1,4}}\]){{0,4}}"
+REFERENCE: Final = NAME + _PATH
+_INNER: Final = "[a-z][a-z0-9_]{0,15}" + _PATH
+"""In a container, where most references stand: there ``true`` may take a reference's place, and the pattern is half
+as long."""
 _INTEGER: Final = "-?(?:0|[1-9][0-9]{0,18})"
 _SCALARS: Final[Mapping[str, str]] = {
     "string": STRING,
@@ -32,7 +53,7 @@ _FALLBACK: Final = (
     f"(?: else (?:skip|stop|ask|{'|'.join(_SCALARS[k] for k in ('string', 'number', 'boolean', 'null'))}))?"
 )
 _DEEPEST: Final = 6
-_LONGEST: Final = 30_000  # characters for one tool
+_LONGEST: Final = 32_000  # characters for one tool
 _MOST_PARTS: Final = 2_000  # written for one tool
 
 
@@ -99,7 +120,7 @@ class _Writer:
         return self._of(rf"{re.escape(name)}\({_series(required, optional, others)}\)")
 
     def _argument(self, schema: Any, depth: int, inside: frozenset[str]) -> str:
-        return f"(?:{REFERENCE}|{self._value(schema, depth, inside)})"
+        return f"(?:{_INNER if depth else REFERENCE}|{self._value(schema, depth, inside)})"
 
     def _value(self, schema: Any, depth: int, inside: frozenset[str]) -> str:
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None

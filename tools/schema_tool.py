@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jsonschema import Draft7Validator, Draft202012Validator
-from jsonschema.exceptions import ValidationError, best_match
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
 from pydantic_core import to_jsonable_python
-from referencing import Registry
 
 from stratagem.core.errors import ConfigurationError
+from stratagem.core.text import encodable
+from stratagem.tools._checking import Checked
+from stratagem.tools._regex import one_check
 from stratagem.tools._schemas import resolved, size, written
 from stratagem.tools._signature import changed
 from stratagem.tools.tool import MOST_SAID, Effect, Tool
@@ -22,34 +19,6 @@ from stratagem.tools.tool import MOST_SAID, Effect, Tool
 # At the top of a schema, what says the same as the merged properties, or what no model's server takes there.
 _MOST_PARTS = 10_000
 _MERGED = {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "enum", "const"}
-
-
-class _Argument:
-    """Checks one argument, as a :class:`pydantic.TypeAdapter` does, or all of them."""
-
-    def __init__(self, validator: Validator) -> None:
-        self._validator = validator
-
-    def validate_python(self, value: Any) -> Any:
-        try:
-            error = _wrong(self._validator, value)
-        except re.error:  # a pattern in another language's dialect, which only its owner can check
-            return value
-        if error is not None:
-            place = ".".join(map(str, error.absolute_path))
-            raise ValueError(f"{place}: {error.message}" if place else error.message)
-        return value
-
-
-def _wrong(validator: Validator, value: Any) -> ValidationError | None:
-    try:
-        found: ValidationError | None = best_match(validator.iter_errors(value))
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        # Of the library's part in Rust, where the stack ends there; it is no Exception, and cannot be imported.
-        raise RecursionError("it is nested too deeply") from None
-    return found
 
 
 class _Anything:
@@ -68,9 +37,15 @@ class _SchemaTool(Tool):
 
     own: Mapping[str, str]
     """By name, what the schema and the function call an argument."""
-    together: _Argument
+    together: Checked
 
     def _checked(
+        self, arguments: Mapping[str, Any], unknown: frozenset[str]
+    ) -> tuple[dict[str, Any], list[str]]:
+        with one_check():
+            return self._checked_at_once(arguments, unknown)
+
+    def _checked_at_once(
         self, arguments: Mapping[str, Any], unknown: frozenset[str]
     ) -> tuple[dict[str, Any], list[str]]:
         named = arguments
@@ -107,16 +82,17 @@ def schema_tool(
 
     A name that the plan notation cannot write (``-`` and ``.`` are common), of the tool or of an argument, gets
     ``_`` there; the function gets the argument's own name. Each argument is checked by its own part of the schema,
-    and all of them by the whole. A ``$ref`` to somewhere else is not fetched: no argument fits it.
+    and all of them by the whole. A ``$ref`` to somewhere else is not fetched: no argument fits it. A ``pattern`` is
+    checked in linear time; one that cannot be, as with look-ahead, or would take long, is left to the function.
 
     Other limits are given by :meth:`stratagem.tools.tool.Tool.replace`.
 
     Raises:
         ConfigurationError: the schema is none, or not one of an object.
     """
-    schema = {key: each for key, each in schema.items() if each is not None}
     try:
-        whole = _validator(schema)
+        schema = encodable({key: each for key, each in schema.items() if each is not None})
+        whole = Checked(schema)
         if size(schema, schema) > _MOST_PARTS:
             raise ValueError(f"it stands for more than {_MOST_PARTS} parts")
         properties, required, more = _merged(schema, schema)
@@ -138,7 +114,7 @@ def schema_tool(
     own = {each: key for key, each in names.items()}
     return _SchemaTool(
         written([name])[name],
-        description or name,
+        encodable(description or name),
         parameters,
         changed(function, lambda given: {own.get(key, key): each for key, each in given.items()}),
         timeout,
@@ -150,26 +126,11 @@ def schema_tool(
         max_bytes,
         "skip",
         tuple(secrets),
-        {names[key]: _Argument(whole.evolve(schema=each)) for key, each in properties.items()},  # type: ignore[misc]
+        {names[key]: whole.part(each) for key, each in properties.items()},  # type: ignore[misc]
         _Anything(),  # type: ignore[arg-type]
         own=own,
-        together=_Argument(whole),
+        together=whole,
     )
-
-
-def _validator(schema: dict[str, Any]) -> Validator:
-    named = {"$schema": draft} if isinstance(draft := schema.get("$schema"), str) else {}
-    drafts = [validator_for(named, default=Draft202012Validator)]
-    if not named:
-        drafts.append(Draft7Validator)  # which servers mean more often than they say
-    wrong = ""
-    for draft in drafts:
-        error = _wrong(draft(draft.META_SCHEMA), schema)
-        if error is None:
-            # A registry of our own, though empty, keeps it from fetching a remote $ref.
-            return draft(schema, registry=Registry())
-        wrong = wrong or error.message
-    raise ValueError(wrong)
 
 
 def _merged(schema: Any, root: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], Any]:

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args, overload
 from pydantic import TypeAdapter, ValidationError
 
 from stratagem.core.errors import ConfigurationError
+from stratagem.core.text import encodable
 from stratagem.tools._gate import Entered, Gate
 from stratagem.tools._limits import Limits
 from stratagem.tools._masking import MASK as MASK
@@ -67,6 +68,9 @@ class Failed:
     cost: float = field(default=0.0, compare=False)  # money that this took now
     earlier: int = field(default=0, compare=False)  # attempts in an earlier sitting
     made: str = field(default="", compare=False)  # in the plan notation, where it is not the call of the plan
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", encodable(self.message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,8 +306,7 @@ class Tool:
 
     def _bounded(self, result: Any, attempt: int) -> Value | Failed:
         try:
-            data = self._result.dump_python(self._result.validate_python(result), mode="json")
-            size = len(json.dumps(data, ensure_ascii=False, allow_nan=False).encode())
+            data, size = self._as_json(result)
         except Exception as error:
             message = f"{self.name} gave what its signature or JSON does not allow: {_reason(error)}."
             return Failed("result", message, error, attempt)
@@ -314,6 +317,15 @@ class Tool:
             message = f"{self.name} gave a result that is nested more than {MOST_NESTED} deep."
             return Failed("result", message, attempts=attempt)
         return Value(data, attempt)
+
+    def _as_json(self, result: Any) -> tuple[Any, int]:
+        """As JSON data, and its bytes in UTF-8."""
+        data = self._result.dump_python(self._result.validate_python(encodable(result)), mode="json")
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+        try:
+            return data, len(text.encode())
+        except UnicodeEncodeError:  # in objects of the function's own
+            return encodable(data), len(encodable(text).encode())
 
     def _gate(self) -> Gate:
         loop = asyncio.get_running_loop()
@@ -349,13 +361,13 @@ def _deeper(data: Any, most: int) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """An error's own words, as text that can be sent, and not without end."""
+    """An error's own words, and not without end."""
     try:
         words = str(error)
     except Exception as another:
         return f"its message cannot be read ({type(another).__name__})"
     cut = "" if len(words) <= MOST_SAID else f" ... ({len(words) - MOST_SAID} characters more)"
-    return words[:MOST_SAID].encode("utf-8", "replace").decode() + cut
+    return words[:MOST_SAID] + cut
 
 
 def _reason(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratagem.core.budget import Amount, Ledger
 from stratagem.core.calling import Approval, Called, Instead
+from stratagem.core.text import encodable
 from stratagem.core.usage import Usage
 from stratagem.tools.conduct import Approve, CallJournal, Conduct
 from stratagem.tools.dag import Call, Problem, duplicate
@@ -82,6 +83,7 @@ class Toolbox:
 
         async def calls() -> AsyncIterator[Call | Problem]:
             async for line in lines:
+                line = encodable(line)
                 if line.strip():
                     call = self._read(line, None if named else f"call{before + len(texts) + 1}")
                     written.append(call)

@@ -54,8 +54,11 @@ async def die() -> None:
 
 def raw(kind: str, given: str = "") -> None:
     """Speaks the protocol by hand, and answers calls badly; or has the tools, or gives the result, that are
-    ``given``."""
-    listed = json.loads(given) if kind == "tools" else [{"name": "t", "inputSchema": {"type": "object"}}]
+    ``given``; ``mirror`` gives what its tools are given as data."""
+    told_tools = (
+        given if kind in ("tools", "mirror") else '[{"name": "t", "inputSchema": {"type": "object"}}]'
+    )
+    listed = json.loads(told_tools)
     texts = {"noise": "fine", "huge": "x" * 3_000_000}
     for line in sys.stdin:
         asked = json.loads(line)
@@ -76,6 +79,8 @@ def raw(kind: str, given: str = "") -> None:
             told = {"result": {"content": 17 if kind == "malformed" else content}}
             if kind == "tools":
                 content[0]["text"] = json.dumps(asked["params"])
+            if kind == "mirror":
+                told["result"]["structuredContent"] = asked["params"]["arguments"]
             if kind == "result":
                 told = {"result": json.loads(given)}
             if kind == "refusal":

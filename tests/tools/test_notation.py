@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import string
 from typing import Any, Literal
 
 import pytest
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 import stratagem as sg
 from stratagem.tools.dag import Call, Problem, Reference
 from stratagem.tools.notation import parse, signature, write
-from stratagem.tools.patterns import pattern
+from stratagem.tools.patterns import NAME, pattern
 from stratagem.tools.schema_tool import schema_tool
 
 
@@ -102,6 +103,8 @@ def test_lines_are_read(line: str, arguments: dict[str, Any]) -> None:
         ("a = find('x')", "malformed", "JSON or the name of a call wanted"),
         ("a = find(b[c])", "malformed", "key or a position wanted"),
         ("a = store({1: 2})", "malformed", "key in quotes wanted"),
+        ("true = now()", "malformed", "cannot be named true, which is a value"),
+        ("None = now()", "malformed", "cannot be named None, which is a value"),
         ("a = find(" + "[" * 500, "malformed", "nested too deeply"),
         ('a = find("x", 1, "age", 4)', "bad_arguments", "find takes 3 arguments, not 4"),
         ('a = find("x", query="y")', "bad_arguments", "'query' twice"),
@@ -167,6 +170,12 @@ def test_what_is_written_is_read_back(name: str, value: Any) -> None:
         ('a = send({"city": "Rome"}, null, true, [])', False),
         ('A = find("x")', False),
         ('a = find("x) = find("y")', False),
+        ("true = now()", False),
+        ("null = now()", False),
+        ("a = find(true)", False),
+        ("a = find(false.x)", False),
+        ("trues = now(short=true)", True),
+        ("a = find(tru, limit=nulls.x)", True),
     ],
 )
 def test_the_pattern_admits_well_formed_calls_only(line: str, admitted: bool) -> None:
@@ -239,6 +248,31 @@ def test_tools_may_have_the_names_of_what_is_done_after_a_failure() -> None:
         call = parse(line, tools)
         assert isinstance(call, Call)
         assert {key: getattr(call, key) for key in fields} == fields
+
+
+def test_values_are_names_of_no_call_but_of_tools_and_parameters() -> None:
+    @sg.tool(name="null")
+    async def nothing(true: str) -> str:
+        """Nothing."""
+        return true
+
+    tools = {"null": nothing}
+    call = parse('a = null(true="x") else null("y") else null', tools)
+    assert isinstance(call, Call)
+    assert (call.tool, call.arguments, call.alternatives) == ("null", {"true": "x"}, [{"true": "y"}])
+    assert (call.on_failure, call.default) == ("default", None)
+
+
+@pytest.mark.parametrize("word", ["true", "false", "null"])
+def test_the_names_that_the_pattern_offers_are_all_others(word: str) -> None:
+    assert not re.fullmatch(NAME, word)
+    letters = string.ascii_lowercase + "0_"
+    others = {word[:i] + letter for i in range(len(word) + 1) for letter in letters} | {
+        word[:i] for i in range(1, len(word))
+    }
+    for other in others - {word}:
+        named = isinstance(parse(f"{other} = now()", TOOLS), Call)
+        assert bool(re.fullmatch(NAME, other)) is (named and other[0] != "_"), other
 
 
 def test_data_that_looks_like_a_reference_is_data() -> None:

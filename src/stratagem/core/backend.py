@@ -1,7 +1,8 @@
 """The protocol between strategies and whatever produces tokens.
 
 A wrapper (cache, journal, recorder) is a backend too. All sizes are counts of the model's own tokens; all
-log-probabilities are natural logarithms of the model's distribution at temperature 1, before any constraint.
+log-probabilities are natural logarithms of the model's distribution at temperature 1, before any constraint. What
+is given back is text that can be encoded, whatever a server's JSON held.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from stratagem.core.text import encodable
 from stratagem.core.usage import Meter, Prices, Usage
 
 MessageRole = Literal["system", "user", "assistant", "tool"]
@@ -105,6 +107,11 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        if not (str.isascii(self.token) and all(str.isascii(token) for token, _ in self.top)):
+            object.__setattr__(self, "token", encodable(self.token))
+            object.__setattr__(self, "top", encodable(self.top))
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -115,6 +122,9 @@ class Completion:
     finish: Finish
     token_count: int
     tokens: tuple[TokenLogprob, ...] = ()  # empty unless logprobs were asked for
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", encodable(self.text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +144,9 @@ class Chunk:
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
     completion: Completion | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", encodable(self.text))
 
 
 class Stream(Protocol):

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from stratagem.core.text import encodable
+
 OPEN: Final = "<tool_call>"
 CLOSE: Final = "</tool_call>"
 CUT: Final = " ..."
@@ -34,7 +36,7 @@ def read_call(line: str) -> tuple[str, Mapping[str, Any]] | None:
     if match is None:
         return None
     try:
-        data = json.loads(match[1])
+        data = encodable(json.loads(match[1]))
         name, arguments = data["name"], data.get("arguments") or {}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
