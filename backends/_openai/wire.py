@@ -129,7 +129,9 @@ def completion(
             raise UnsupportedError(f"{caps.model} has no logits processors to ask for.", remedy="vLLM has.")
         body["vllm_xargs"] = json.loads(request.processors)
     if dialect.vllm and not stream:
-        body["return_token_ids"] = True  # they are how many tokens each completion has; a stream counts for itself
+        body["return_token_ids"] = (
+            True  # they are how many tokens each completion has; a stream counts for itself
+        )
     if stream:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
@@ -258,7 +260,7 @@ def _apportion(drafts: list[Draft], total: int) -> None:
         for draft in drafts:
             draft.count = len(draft.tokens)
         return
-    weights = [len(draft.text.encode()) + 1 for draft in drafts]
+    weights = [len(draft.text.encode("utf-8", "surrogatepass")) + 1 for draft in drafts]
     given = 0
     for i, draft in enumerate(drafts):
         upto = round(total * sum(weights[: i + 1]) / sum(weights))
