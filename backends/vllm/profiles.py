@@ -128,9 +128,7 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dtype: DType | None = parameter(
-        None, "Type of weights and sums."
-    )
+    dtype: DType | None = parameter(None, "Type of weights and sums.")
     max_model_len: int | Literal["auto"] | None = parameter(None, "Longest sequence; auto: as memory allows.")
     enable_prefix_caching: bool | None = parameter(True, "Prompts that begin alike share what was computed.")
     block_size: int | None = parameter(

@@ -75,7 +75,13 @@ def test_every_profile_is_possible_everywhere(name: str, hardware: Hardware) -> 
 def test_hardware_decides() -> None:
     assert profile("agent", LAPTOP).block_size == 32
     assert profile("agent", H100).block_size == 16
-    assert [profile("agent", each).dtype for each in ALL[:5]] == ["float32", "bfloat16", None, None, "float16"]
+    assert [profile("agent", each).dtype for each in ALL[:5]] == [
+        "float32",
+        "bfloat16",
+        None,
+        None,
+        "float16",
+    ]
     kinds = [profile("long-context", each).kv_cache_dtype for each in ALL]
     assert kinds == ["fp8", "fp8", "fp8", None, None, None, None]
     assert profile("throughput", MI300).max_num_seqs == 1024
