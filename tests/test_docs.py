@@ -195,3 +195,9 @@ def laws_in_the_code() -> set[str]:
             found.add(str(value.value))
     assert len(found) > 30
     return found
+
+
+def test_the_results_are_of_the_model_that_is_shipped() -> None:
+    results = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    shipped = asyncio.run(sg.connect().capabilities()).version
+    assert re.findall(r"digest (\w+)", results)[0] == shipped
