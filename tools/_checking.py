@@ -1,25 +1,32 @@
-"""Values checked by JSON schemas of others."""
+"""Values checked by JSON schemas of others, but for what these say by regular expressions.
+
+A pattern and the value that it is to fit may both come from a server, in another dialect than Python's, and Python
+may take more than a lifetime over them. So they are the server's own to check.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
+import attrs
 from jsonschema import Draft7Validator, Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend, validator_for
 from referencing import Registry
 
-from stratagem.tools._regex import found, one_check
+from stratagem.tools._schemas import size
+
+_MOST_PARTS: Final = 10_000
 
 
 class Checked:
     """Checks a value, as a :class:`pydantic.TypeAdapter` does.
 
     Raises:
-        ValueError: the schema is none.
+        ValueError: the schema is none, or stands for too much.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
@@ -37,8 +44,7 @@ class Checked:
         Raises:
             ValueError: it does not fit.
         """
-        with one_check():
-            error = _wrong(self._validator, value)
+        error = _wrong(self._validator, value)
         if error is not None:
             place = ".".join(map(str, error.absolute_path))
             raise ValueError(f"{place}: {error.message}" if place else error.message)
@@ -57,6 +63,8 @@ def _wrong(validator: Validator, value: Any) -> ValidationError | None:
 
 
 def _validator(schema: Mapping[str, Any]) -> Validator:
+    if size(schema, schema) > _MOST_PARTS:
+        raise ValueError(f"it stands for more than {_MOST_PARTS} parts")
     named = {"$schema": draft} if isinstance(draft := schema.get("$schema"), str) else {}
     drafts = [validator_for(named, default=Draft202012Validator)]
     if not named:
@@ -66,74 +74,30 @@ def _validator(schema: Mapping[str, Any]) -> Validator:
         error = _wrong(draft(draft.META_SCHEMA), schema)
         if error is None:
             # A registry of our own, though empty, keeps it from fetching a remote $ref.
-            return _linear(draft, _has(schema, "patternProperties"))(schema, registry=Registry())
+            return _without_patterns(draft, "patternProperties" in str(schema))(schema, registry=Registry())
         wrong = wrong or error.message
     raise ValueError(wrong)
 
 
-def _has(schema: Any, key: str) -> bool:
-    if isinstance(schema, Mapping):
-        return key in schema or any(_has(each, key) for each in schema.values())
-    return isinstance(schema, list) and any(_has(each, key) for each in schema)
-
-
 @functools.cache
-def _linear(draft: type[Validator], keys_by_pattern: bool) -> type[Validator]:
-    """A draft's validator whose regular expressions take linear time, and which fits what only its owner can check.
+def _without_patterns(draft: type[Validator], keys_by_pattern: bool) -> type[Validator]:
+    """A draft's validator that fits what only the owner of the schema can check."""
+    additional = draft.VALIDATORS["additionalProperties"]
 
-    What is left over of keys that have a pattern (``unevaluatedProperties``) is the owner's to check, too: the
-    library finds it out within.
-    """
-    others = {
-        "pattern": _pattern,
-        "patternProperties": _pattern_properties,
-        "additionalProperties": _additional_properties,
+    def others(validator: Any, of_others: Any, value: Any, schema: Any) -> Iterable[ValidationError]:
+        return () if "patternProperties" in schema else additional(validator, of_others, value, schema) or ()
+
+    own: dict[str, Any] = {
+        "pattern": _unchecked,
+        "patternProperties": _unchecked,
+        "additionalProperties": others,
     }
-    if keys_by_pattern:
-        others["unevaluatedProperties"] = _unchecked
-    own = {key: each for key, each in others.items() if key in draft.VALIDATORS}
-    linear: Any = extend(draft, own)  # type: ignore[no-untyped-call]
-    evolve = linear.evolve
-
-    def staying(validator: Any, **changes: Any) -> Any:
-        schema = changes.get("schema")
-        if isinstance(schema, Mapping) and "$schema" in schema:  # would give that draft's own validator
-            changes["schema"] = {key: each for key, each in schema.items() if key != "$schema"}
-        return evolve(validator, **changes)
-
-    linear.evolve = staying
-    return linear  # type: ignore[no-any-return]
+    if keys_by_pattern:  # anywhere: to learn what is left over the library would look into all that applies
+        own["unevaluatedProperties"] = _unchecked
+    result: Any = extend(draft, own)  # type: ignore[no-untyped-call]
+    result.evolve = attrs.evolve  # the library's would go over to the draft that a part names
+    return result  # type: ignore[no-any-return]
 
 
-def _pattern(validator: Any, pattern: str, value: Any, _: Any) -> Iterator[ValidationError]:
-    if validator.is_type(value, "string") and found(pattern, value) is False:
-        yield ValidationError(f"{value!r} does not match {pattern!r}")
-
-
-def _pattern_properties(
-    validator: Any, patterns: Mapping[str, Any], value: Any, _: Any
-) -> Iterator[ValidationError]:
-    if validator.is_type(value, "object"):
-        for pattern, schema in patterns.items():
-            for key, part in value.items():
-                if found(pattern, key):
-                    yield from validator.descend(part, schema, path=key, schema_path=pattern)
-
-
-def _additional_properties(
-    validator: Any, others: Any, value: Any, schema: Mapping[str, Any]
-) -> Iterator[ValidationError]:
-    if not validator.is_type(value, "object"):
-        return
-    named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
-    for key, part in value.items():
-        if key in named or any(found(each, key) is not False for each in patterns):
-            continue
-        if others is False:
-            yield ValidationError(f"{key!r} is not one of its properties")
-        else:
-            yield from validator.descend(part, others, path=key)
-
-
-def _unchecked(*_: Any) -> Iterator[ValidationError]:
-    return iter(())
+def _unchecked(*_: Any) -> Iterable[ValidationError]:
+    return ()

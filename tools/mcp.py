@@ -221,8 +221,8 @@ class _Connection:
         """Keep the connection until told to leave, or until it breaks."""
         try:
             async with self._client:
-                # The library would look for a server's patterns in what it gives by Python's engine, which may take
-                # for ever; :func:`_of` checks results.
+                # The library would look for a server's patterns in what it gives, which may take for ever;
+                # :func:`_of` checks the rest.
                 self._client.session.validate_tool_result = _unchecked  # type: ignore[method-assign]
                 self._ready.set_result(None)
                 await self._leave.wait()

@@ -37,9 +37,14 @@ NAME: Final = _names([word for word in WORDS if word.islower()])
 STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*"'
 _PATH: Final = rf"(?:\.{_KEY}|\[[0-9]{{1,4}}\]){{0,4}}"
 REFERENCE: Final = NAME + _PATH
-_INNER: Final = "[a-z][a-z0-9_]{0,15}" + _PATH
-"""In a container, where most references stand: there ``true`` may take a reference's place, and the pattern is half
-as long."""
+_BARE: Final = "[a-z][a-z0-9_]{0,15}"
+_INNER: Final = (
+    f"(?:{_BARE}|(?:(?:[a-eg-mo-su-z]|[fnt](?:[b-qstv-z0-9_]|[aru][a-km-tv-z0-9_]))[a-z0-9_]{{0,14}}|[fnt][aru]?)"
+    + _PATH.replace("{0,4}", "{1,4})")
+)
+"""In a container, where most references stand, and it has to be shorter: there ``true`` may take the place of a
+reference without a path, and one with a path has no name like ``truck`` or ``fault``, with two of the three letters
+that a word begins with."""
 _INTEGER: Final = "-?(?:0|[1-9][0-9]{0,18})"
 _SCALARS: Final[Mapping[str, str]] = {
     "string": STRING,
@@ -48,7 +53,7 @@ _SCALARS: Final[Mapping[str, str]] = {
     "boolean": "(?:true|false)",
     "null": "null",
 }
-_ANY: Final = (*_SCALARS, "array", "object")
+_ANY: Final = ("string", "number", "boolean", "null", "array", "object")
 _FALLBACK: Final = (
     f"(?: else (?:skip|stop|ask|{'|'.join(_SCALARS[k] for k in ('string', 'number', 'boolean', 'null'))}))?"
 )
@@ -120,7 +125,9 @@ class _Writer:
         return self._of(rf"{re.escape(name)}\({_series(required, optional, others)}\)")
 
     def _argument(self, schema: Any, depth: int, inside: frozenset[str]) -> str:
-        return f"(?:{_INNER if depth else REFERENCE}|{self._value(schema, depth, inside)})"
+        innermost = depth > max(2, self._depth - 2) and schema in ({}, True)  # most of the length
+        reference = REFERENCE if not depth else _BARE if innermost else _INNER
+        return f"(?:{reference}|{self._value(schema, depth, inside)})"
 
     def _value(self, schema: Any, depth: int, inside: frozenset[str]) -> str:
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None

@@ -11,13 +11,11 @@ from pydantic_core import to_jsonable_python
 from stratagem.core.errors import ConfigurationError
 from stratagem.core.text import encodable
 from stratagem.tools._checking import Checked
-from stratagem.tools._regex import one_check
-from stratagem.tools._schemas import resolved, size, written
+from stratagem.tools._schemas import resolved, written
 from stratagem.tools._signature import changed
 from stratagem.tools.tool import MOST_SAID, Effect, Tool
 
 # At the top of a schema, what says the same as the merged properties, or what no model's server takes there.
-_MOST_PARTS = 10_000
 _MERGED = {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "enum", "const"}
 
 
@@ -40,12 +38,6 @@ class _SchemaTool(Tool):
     together: Checked
 
     def _checked(
-        self, arguments: Mapping[str, Any], unknown: frozenset[str]
-    ) -> tuple[dict[str, Any], list[str]]:
-        with one_check():
-            return self._checked_at_once(arguments, unknown)
-
-    def _checked_at_once(
         self, arguments: Mapping[str, Any], unknown: frozenset[str]
     ) -> tuple[dict[str, Any], list[str]]:
         named = arguments
@@ -82,8 +74,9 @@ def schema_tool(
 
     A name that the plan notation cannot write (``-`` and ``.`` are common), of the tool or of an argument, gets
     ``_`` there; the function gets the argument's own name. Each argument is checked by its own part of the schema,
-    and all of them by the whole. A ``$ref`` to somewhere else is not fetched: no argument fits it. A ``pattern`` is
-    checked in linear time; one that cannot be, as with look-ahead, or would take long, is left to the function.
+    and all of them by the whole. A ``$ref`` to somewhere else is not fetched: no argument fits it. What it says
+    by regular expressions is the function's to check: ``pattern``, ``patternProperties`` and, beside these,
+    ``additionalProperties`` and ``unevaluatedProperties``.
 
     Other limits are given by :meth:`stratagem.tools.tool.Tool.replace`.
 
@@ -93,8 +86,6 @@ def schema_tool(
     try:
         schema = encodable({key: each for key, each in schema.items() if each is not None})
         whole = Checked(schema)
-        if size(schema, schema) > _MOST_PARTS:
-            raise ValueError(f"it stands for more than {_MOST_PARTS} parts")
         properties, required, more = _merged(schema, schema)
     except ValueError as error:
         raise ConfigurationError(f"Tool {name!r}: its schema is none: {error}.") from None

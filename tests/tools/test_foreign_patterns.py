@@ -1,10 +1,11 @@
-"""Patterns of a schema that somebody else has written: their time is bounded, whatever they and the values are."""
+"""Regular expressions of a schema that somebody else has written are never looked for; all else is checked."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -13,20 +14,43 @@ from typing import Any
 
 import pytest
 
-from stratagem.tools._regex import found, one_check
-from stratagem.tools.langchain import from_langchain
+import stratagem as sg
+from stratagem.tools._checking import Checked
 from stratagem.tools.schema_tool import schema_tool
 from stratagem.tools.tool import Failed, Tool, Value
 
 NEVER = "^(a+)+$"  # doubles Python's time with each letter
+HOSTILE = "a" * 24 + "!"  # seconds
+DRAFTS = [
+    *(f"http://json-schema.org/draft-0{i}/schema#" for i in (3, 4, 6, 7)),
+    *(f"https://json-schema.org/draft/{each}/schema" for each in ("2019-09", "2020-12")),
+]
+KEYS = {"patternProperties": {NEVER: {"type": "integer"}}}
 
-
-async def echo(**arguments: Any) -> Any:
-    """What it is given."""
-    return arguments
+PLACES: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
+    # by name: a schema of x, and a value of it with a text that Python would look for the pattern in
+    "a value": ({"pattern": NEVER}, lambda text: text),
+    "another draft": ({"$schema": DRAFTS[3], "pattern": NEVER}, lambda text: text),
+    "another draft within": (
+        {"properties": {"y": {"$schema": DRAFTS[4], "additionalProperties": False, **KEYS}}},
+        lambda text: {"y": {text: ""}},
+    ),
+    "a key": (KEYS, lambda text: {text: ""}),
+    "a key beside others": ({"additionalProperties": False, **KEYS}, lambda text: {text: ""}),
+    "a key that is left over": ({"unevaluatedProperties": False, **KEYS}, lambda text: {text: ""}),
+    "a key that is left over of a part": (
+        {"unevaluatedProperties": False, "allOf": [{"properties": {"a": {}}}, KEYS]},
+        lambda text: {text: ""},
+    ),
+    "the name of a key": ({"propertyNames": {"pattern": NEVER}}, lambda text: {text: ""}),
+    "a choice": ({"anyOf": [{"pattern": NEVER}, {"type": "null"}]}, lambda text: text),
+}
 
 
 def of(schema: dict[str, Any]) -> Tool:
+    async def echo(**arguments: Any) -> Any:
+        return arguments
+
     return schema_tool("f", "F.", schema, echo)
 
 
@@ -40,132 +64,58 @@ def seconds(work: Callable[[], object]) -> float:
     return least
 
 
-PLACES: dict[str, tuple[dict[str, Any], Callable[[str], dict[str, Any]]]] = {
-    # by name: a schema, and arguments with a text that its pattern is looked for in
-    "a value": ({"properties": {"x": {"pattern": NEVER}}}, lambda text: {"x": text}),
-    "a draft of its own": (
-        {"properties": {"x": {"$schema": "http://json-schema.org/draft-07/schema#", "pattern": NEVER}}},
-        lambda text: {"x": text},
-    ),
-    "by reference to a whole that names its draft": (
-        {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "properties": {"x": {"pattern": NEVER}, "y": {"$ref": "#"}},
-        },
-        lambda text: {"y": {"x": text}},
-    ),
-    "within the schema of schemas": (
-        {
-            "$dynamicAnchor": "meta",
-            "pattern": NEVER,
-            "properties": {"x": {"$ref": "https://json-schema.org/draft/2020-12/schema"}},
-        },
-        lambda text: {"x": {"properties": {"y": text}}},
-    ),
-    "a key": (
-        {"properties": {"x": {"patternProperties": {NEVER: {}}}}},
-        lambda text: {"x": {text: 1}},
-    ),
-    "a key that is not admitted": (
-        {"properties": {"x": {"patternProperties": {NEVER: {}}, "additionalProperties": False}}},
-        lambda text: {"x": {text: 1}},
-    ),
-    "a key that is not known": (
-        {"properties": {"x": {"patternProperties": {NEVER: {}}, "unevaluatedProperties": False}}},
-        lambda text: {"x": {text: 1}},
-    ),
-    "the name of a key": (
-        {"properties": {"x": {"propertyNames": {"pattern": NEVER}}}},
-        lambda text: {"x": {text: 1}},
-    ),
-}
-
-
+@pytest.mark.parametrize("draft", [None, *DRAFTS])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_check_does_not_take_for_ever(place: str) -> None:
-    schema, given = PLACES[place]
-    tool = of(schema)
-    short, long = given("a" * 8 + "!"), given("a" * 24 + "!")
-    tool.misfits(long)  # what is read once is read
-    assert seconds(lambda: tool.misfits(long)) < 50 * seconds(lambda: tool.misfits(short))
+def test_a_pattern_is_its_owner_s_to_check(place: str, draft: str | None) -> None:
+    """Of arguments and of results, which are checked alike."""
+    part, given = PLACES[place]
+    schema = {"properties": {"x": part}, **({"$schema": draft} if draft else {})}
+    tool, results = of(schema), Checked(schema)
+    harmless, hostile = {"x": given("b")}, {"x": given(HOSTILE)}
+    for fits in (tool.misfits, results.validate_python):
+        assert seconds(lambda: fits(hostile)) < 50 * seconds(lambda: fits(harmless))  # noqa: B023
+    assert tool.misfits(harmless) == tool.misfits(hostile) == []
+    assert results.validate_python(hostile) == hostile
 
 
-def test_a_tool_of_langchain_s_is_checked_so_too() -> None:
-    from langchain_core.tools import tool as theirs
-    from pydantic import BaseModel, Field
+def test_python_would_look_for_it_for_long() -> None:
+    """Else the test above could not fail."""
+    long = seconds(lambda: re.search(NEVER, HOSTILE[-20:]))
+    assert long > 50 * seconds(lambda: re.search(NEVER, "b"))
 
-    class Given(BaseModel):
-        x: str = Field(pattern=NEVER)
 
-    @theirs(args_schema=Given)
-    async def length(x: str) -> int:
-        """Its length."""
-        return len(x)
-
-    tool = from_langchain(length)
-    assert tool.misfits({"x": "a" * 40 + "!"})
-    assert not tool.misfits({"x": "a" * 40})
+@pytest.mark.parametrize("pattern", [r"\A\p{L}+\z", r"a{2, 3}", r"^(?!-)\<", "(", "a{" + " " * 5000 + ","])
+def test_no_dialect_is_wrong(pattern: str) -> None:
+    tool = of({"properties": {"x": {"type": "string", "pattern": pattern}}})
+    assert tool.misfits({"x": "-"}) == []
+    assert tool.misfits({"x": 1}) != []
 
 
 @pytest.mark.parametrize(
-    ("pattern", "fit", "unfit"),
+    ("part", "value"),
     [
-        (NEVER, ["a" * 50_000], ["a" * 1000 + "!"]),
-        (r"^\d{4}-\d{2}-\d{2}$", ["2026-11-28"], ["2026-11", "2026-11-28\n"]),
-        (r"^[\w.+-]+@[\w-]+\.[\w.-]+$", ["a.b+c@d-e.org"], ["a@b", "a b@c.d"]),
-        (r"^\p{L}+$", ["aé"], ["a1"]),
-        (r"^\[.*]\/$", ["[x]/"], ["[x]"]),
-        (r"^(?:[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12})$", ["0" * 8 + 3 * "-0000" + "-" + "0" * 12],
-         [""]),
-        (r"(?<year>\d{4})", ["in 2026"], ["in 26"]),
-        (r"(?i)^yes$", ["YES"], ["no"]),
-        # Only its owner can say:
-        (r"^(?!-)[a-z-]+$", ["a", "-a"], []),
-        (r"(a)\1", ["aa", "b"], []),
-        (r"(?x) a b", ["ab", "c"], []),
-        (r"^[[a]$", ["[", "x"], []),
-        (r"^[^]x$", ["ax", "b"], []),
-        (r"^[a-z&&b]$", ["b", "!"], []),
-        (r"(", ["x"], []),
-        (r"a{", ["x"], []),
-        ("a" * 100_000, ["b"], []),
-        (r"((a{0,100}){0,100}){0,6}b", ["a" * 100_000], []),
-        (r"(((a{100})*){100})+b", ["a" * 100_000], []),
-        (r"(?:[01]*1[01]{1000}){40}x", ["01" * 50_000], []),
+        ({"type": "string"}, 1),
+        ({"required": ["a"], "properties": {"a": {}}}, {}),
+        ({"enum": ["b"]}, "a"),
+        ({"minimum": 2}, 1),
+        ({"maxLength": 2}, "aaa"),
+        ({"properties": {"a": {}}, "additionalProperties": False}, {"b": 1}),
+        ({"additionalProperties": {"type": "integer"}}, {"b": "c"}),
+        ({"allOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False}, {"b": 1}),
     ],
-)  # fmt: skip
-def test_patterns(pattern: str, fit: list[str], unfit: list[str]) -> None:
-    tool = of({"properties": {"x": {"type": "string", "pattern": pattern}}})
-    for text in fit:
-        assert tool.misfits({"x": text}) == []
-    for text in unfit:
-        [told] = tool.misfits({"x": text})
-        assert "does not match" in told
-    keyed = of(
-        {"patternProperties": {pattern: {"type": "integer"}}, "additionalProperties": {"type": "integer"}}
-    )
-    for text in fit[:1]:
-        assert keyed.misfits({text: 1}) == []
-
-
-def test_all_patterns_of_a_check_have_a_bounded_time_together() -> None:
-    """As many as anybody writes: those for which there is no time left are their owner's."""
-    text = "b" * 1000
-    with one_check():
-        said = [found(f"a{i}", text) for i in range(10_000)]
-    assert said[0] is False
-    assert said[-1] is None
-    with one_check():
-        assert found("a9999", text) is False
-
-
-def test_what_is_left_over_of_keys_is_checked_where_no_pattern_says_which() -> None:
-    schema = {"properties": {"x": {"allOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False}}}
-    assert of(schema).misfits({"x": {"a": 1}}) == []
-    assert of(schema).misfits({"x": {"b": 1}}) != []
+)
+def test_all_else_is_checked(part: dict[str, Any], value: Any) -> None:
+    """Beside a pattern, too."""
+    for schema in (part, {"pattern": NEVER, **part}):
+        assert of({"properties": {"x": schema}}).misfits({"x": value}) != []
 
 
 # -- what a server says of its results --------------------------------------------------------------------
+
+DOUBLED: dict[str, Any] = {
+    "$defs": {f"A{i}": {"allOf": [{"$ref": f"#/$defs/A{i + 1}"}] * 2} for i in range(16)} | {"A16": {}},
+    "allOf": [{"$ref": "#/$defs/A0"}],
+}
 
 
 def mirror(results: dict[str, Any]) -> list[str]:
@@ -175,7 +125,7 @@ def mirror(results: dict[str, Any]) -> list[str]:
     return [*child, "raw", "mirror", json.dumps([tool])]
 
 
-def test_results_of_an_mcp_server_hold_up_nothing() -> None:
+def test_results_of_an_mcp_server_are_checked_so_too() -> None:
     pytest.importorskip("mcp")
     from stratagem.tools.mcp import mcp_tools
 
@@ -183,23 +133,28 @@ def test_results_of_an_mcp_server_hold_up_nothing() -> None:
 
     async def main() -> list[Value | Failed]:
         async with mcp_tools(mirror(results), timeout=20.0) as [tool]:
-            return [await tool(x=text) for text in ("a" * 5000, "a" * 5000 + "!", 7)]
+            return [await tool(x=given) for given in ("a" * 5000 + "!", 7)]
 
-    fine, wrong, none = asyncio.run(main())
-    assert fine == Value({"x": "a" * 5000})
-    assert isinstance(wrong, Failed)
-    assert "what its schema does not allow: x: " in wrong.message
+    fine, none = asyncio.run(main())
+    assert fine == Value({"x": "a" * 5000 + "!"})
     assert isinstance(none, Failed)
+    assert "what its schema does not allow: x: 7 is not of type 'string'" in none.message
 
 
+def test_arguments_that_stand_for_too_much_are_refused() -> None:
+    with pytest.raises(sg.ConfigurationError, match="more than 10000 parts"):
+        of(DOUBLED)
+
+
+@pytest.mark.parametrize("results", [DOUBLED, {"properties": {"x": {"type": "strange"}}}])
 def test_a_tool_whose_results_have_no_schema_that_is_one_is_left_out(
-    caplog: pytest.LogCaptureFixture,
+    results: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("mcp")
     from stratagem.tools.mcp import mcp_tools
 
     async def main() -> int:
-        async with mcp_tools(mirror({"type": "object", "properties": {"x": {"type": "strange"}}})) as tools:
+        async with mcp_tools(mirror({"type": "object", **results})) as tools:
             return len(tools)
 
     with caplog.at_level(logging.WARNING, "stratagem.tools.mcp"):

@@ -176,6 +176,13 @@ def test_what_is_written_is_read_back(name: str, value: Any) -> None:
         ("a = find(false.x)", False),
         ("trues = now(short=true)", True),
         ("a = find(tru, limit=nulls.x)", True),
+        ("a = store([true, null, t.x, f[0], tree.x[1], name.x, number.x, file.x])", True),
+        ("a = store([[b.x], trucks])", True),
+        ("a = store([true.x])", False),
+        ("a = store([true[0]])", False),
+        ('a = store({"k": false.x[0]})', False),
+        ("a = store([[null.y]])", False),
+        ('a = send({"city": null.x, "floor": 2}, null, true, [])', False),
     ],
 )
 def test_the_pattern_admits_well_formed_calls_only(line: str, admitted: bool) -> None:

