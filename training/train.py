@@ -291,6 +291,7 @@ class Trainer:
             "mistakes": self.mistakes.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
+            "skipped": self.skipped,
             "seconds": self.seconds,
             "random": torch.get_rng_state(),
         }
@@ -311,6 +312,7 @@ class Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
+        self.skipped = state.get("skipped", 0)  # older checkpoints did not count them
         torch.set_rng_state(state["random"].cpu())
 
 

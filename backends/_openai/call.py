@@ -239,18 +239,23 @@ class Call:
     def _show(self, draft: Draft) -> None:
         text, tokens = self._news(draft)
         if text or tokens:
-            self._shown[draft.index] = (draft.text, len(draft.tokens))
+            before, count = self._shown.get(draft.index, ("", 0))
+            self._shown[draft.index] = (before + text, count + len(tokens))
             self.arrived(Chunk(draft.index, text, tokens))
 
     def _news(self, draft: Draft) -> tuple[str, tuple[TokenLogprob, ...]]:
-        """What was not given out yet. After a resend the first part was, and must be the same again."""
+        """What was not given out yet. After a resend the first part was, and must be the same again. Half a
+        character waits for the next delta: of two pieces each would be cleaned on its own, and not add up to it."""
         text, count = self._shown.get(draft.index, ("", 0))
         if not draft.text.startswith(text) and (draft.finish is not None or not text.startswith(draft.text)):
             raise BackendError(
                 f"{self.sender.where}: the stream broke, and the resent one gave another text.",
                 remedy="Give a seed, or read whole completions (deltas=False).",
             )
-        return draft.text[len(text) :], tuple(draft.tokens[count:])
+        news = draft.text[len(text) :]
+        if draft.finish is None and "\ud800" <= news[-1:] <= "\udbff":
+            news = news[:-1]
+        return news, tuple(draft.tokens[count:])
 
     def _unseen(self, draft: Draft) -> int:
         """The most that may have been decoded of an unfinished completion beyond what was seen."""

@@ -129,9 +129,8 @@ def completion(
             raise UnsupportedError(f"{caps.model} has no logits processors to ask for.", remedy="vLLM has.")
         body["vllm_xargs"] = json.loads(request.processors)
     if dialect.vllm and not stream:
-        body["return_token_ids"] = (
-            True  # they are how many tokens each completion has; a stream counts for itself
-        )
+        # They are how many tokens each completion has; a stream counts for itself.
+        body["return_token_ids"] = True
     if stream:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
@@ -296,9 +295,8 @@ def _calls(message: Mapping[str, Any]) -> tuple[CallPart, ...]:
         index = entry.get("index", position)
         if not isinstance(index, int):
             raise Malformed("a call of a tool has no index")
-        arguments = str(function.get("arguments") or "").replace(
-            "\n", " "
-        )  # between tokens of JSON: a call is a line
+        # New lines are between tokens of JSON, and a call is a line.
+        arguments = str(function.get("arguments") or "").replace("\n", " ")
         parts.append(CallPart(index, str(function.get("name") or ""), arguments))
     return tuple(parts)
 

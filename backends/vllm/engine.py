@@ -233,8 +233,10 @@ class VLLMEngine:
                 # It would take the end of the process for a failure.
                 await stopped(self._engine.output_handler)
         finally:
-            await asyncio.to_thread(_ended, self._engine)
-            self._engine = self._start = self._end = self._loop = None
+            try:
+                await asyncio.to_thread(_ended, self._engine)
+            finally:  # else all that is asked later would only be told how this end failed
+                self._engine = self._start = self._end = self._loop = None
 
     @asynccontextmanager
     async def _in_flight(self, engine: Any) -> AsyncIterator[None]:
@@ -441,7 +443,9 @@ class _Drawing(Arrivals):
 
 
 def _ended(engine: Any) -> None:
-    """Ends the engine and waits until its processes are gone: vLLM kills what takes long, and does not wait."""
+    """Ends the engine and waits until its process is gone: vLLM kills what takes long, and does not wait. Workers
+    for several devices are that process's children: it ends them before itself, and where it was killed, they end
+    by their leash, which nobody waits for."""
     manager = engine.engine_core.resources.engine_manager
     processes = getattr(manager, "processes", ())  # Ray's are none of this one
     engine.shutdown()

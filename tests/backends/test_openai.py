@@ -140,7 +140,8 @@ def test_connections_are_kept_and_no_more_than_the_permits() -> None:
 
 
 def test_permits_are_never_idle_while_work_is_ready() -> None:
-    """Sequences of very different lengths at 4 permits: the steps sum up to the work, give or take the tail."""
+    """Sequences of very different lengths at 4 permits: the steps sum up to the work, give or take the tail.
+    From 32 permits on some may wait, since they are handed on at least a sixteenth of all at a time."""
 
     def responder(request: SimRequest) -> list[SimCompletion]:
         assert request.seed is not None

@@ -1,8 +1,11 @@
 """The OpenAI backend on servers that lack something: it is found out once, and made up for or refused."""
 
+import asyncio
+import json
+
 import pytest
 
-from openai_kit import ASKED, assert_covers, connected, run, server_usage, settled, texts_of
+from openai_kit import ASKED, assert_covers, connected, quick, run, server_usage, settled, texts_of
 from stratagem.backends import openai as module
 from stratagem.backends.openai import OpenAIBackend
 from stratagem.core.backend import Constraint, Message, Request, ScoreRequest
@@ -110,5 +113,58 @@ def test_a_reward_model_is_asked_for_no_text() -> None:
         async with connected(SimSettings(reward=True)) as (_, backend):
             with pytest.raises(RejectedError, match=r"does not complete chats.*PoolingBackend"):
                 await backend.generate(Request(ASKED))
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("deltas", "text"),
+    [
+        (("a\ud83d", "\ude00b"), "a\U0001f600b"),
+        (("\ud83d", "\ud83d", "\ude00"), "\ufffd\U0001f600"),
+        (("a", "\ude00\ud83d", "b"), "a\ufffd\ufffdb"),
+        (("a", "\ud83d"), "a\ufffd"),
+    ],
+)
+def test_a_server_that_tears_characters(
+    deltas: tuple[str, ...], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pieces add up to the text, also where the first stream breaks off after its first delta."""
+    quick(monkeypatch)
+    asked = 0
+
+    def told(request: bytes) -> bytes:
+        nonlocal asked
+        if b"/models" in request:
+            return b'\r\n{"data": [{"id": "m"}]}'
+        if b"/chat/completions" not in request:
+            return b"\r\n{}"
+        asked += 1
+        chunks = [{"choices": [{"index": 0, "delta": {"content": each}}]} for each in deltas]
+        end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        usage = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": len(deltas)}}
+        events = [*map(json.dumps, (*chunks, end, usage)), "[DONE]"]
+        body = "".join(f"data: {each}\n\n" for each in (events[:1] if asked == 1 else events))
+        return b"Content-Type: text/event-stream\r\n\r\n" + body.encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"content-length: " in head.lower():
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + told(head))
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            backend = OpenAIBackend(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+            async with backend.stream(Request(ASKED)) as stream:
+                chunks = [chunk async for chunk in stream]
+            await backend.aclose()
+        assert "".join(chunk.text for chunk in chunks) == text
+        completion = chunks[-1].completion
+        assert completion is not None
+        assert completion.text == text
+        assert asked == 2
 
     run(main)

@@ -345,7 +345,7 @@ def test_an_anchor_holds_what_is_known(module: Any, tiny: Any) -> None:
     assert loss((True, False), None) == pytest.approx((own + new) / weight, rel=1e-5)
 
 
-def test_a_step_without_finite_gradients_changes_nothing(module: Any, tiny: Any) -> None:
+def test_a_step_without_finite_gradients_changes_nothing(module: Any, tiny: Any, tmp_path: Path) -> None:
     data, train = module("data"), module("train")
     trainer = train.Trainer(tiny.config, 1.0, 1)
     document = next(skill("toolworld").documents(random.Random(2)))
@@ -358,3 +358,14 @@ def test_a_step_without_finite_gradients_changes_nothing(module: Any, tiny: Any)
     trainer.update(sound, 1.0, None, plain=True)
     assert (trainer.step, trainer.skipped) == (2, 1)
     assert not torch.equal(weights(trainer), before)
+
+    checkpoint = tmp_path / "last.pt"
+    trainer.save(checkpoint)
+    resumed = train.Trainer(tiny.config, 1.0, 2)
+    resumed.load(checkpoint)
+    assert (resumed.step, resumed.skipped) == (2, 1)
+    state = torch.load(checkpoint, weights_only=True)
+    del state["skipped"]
+    torch.save(state, checkpoint)
+    resumed.load(checkpoint)
+    assert (resumed.step, resumed.skipped) == (2, 0)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,36 @@ def test_what_is_in_flight_ends_with_the_engine(offline: None) -> None:
         results = await asyncio.gather(*asking, return_exceptions=True)
         assert all(isinstance(each, Scoring | UnavailableError) for each in results), results
         assert sum(isinstance(each, Scoring) for each in results) < 12
+
+    async def main() -> None:
+        async with asyncio.timeout(300):
+            await all_end()
+
+    others = engines()
+    asyncio.run(main())
+    assert not engines() - others
+
+
+def test_an_end_that_fails_leaves_none_in_flight(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who closes it is told; who asks after that starts it anew."""
+    from stratagem.backends.vllm.engine import VLLMEngine
+
+    vllm = import_module("vllm.v1.engine.async_llm").AsyncLLM
+    shutdown = vllm.shutdown
+
+    def fails(self: Any, *arguments: Any) -> None:
+        shutdown(self, *arguments)
+        raise OSError("no more")
+
+    async def all_end() -> None:
+        engine = VLLMEngine(MINI, **ARGUMENTS)
+        await engine.capabilities()
+        with monkeypatch.context() as patch:
+            patch.setattr(vllm, "shutdown", fails)
+            with pytest.raises(OSError, match="no more"):
+                await engine.aclose()
+        assert (await engine.generate(asked())).completions
+        await engine.aclose()
 
     async def main() -> None:
         async with asyncio.timeout(300):

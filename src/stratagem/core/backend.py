@@ -108,7 +108,14 @@ class TokenLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if not (str.isascii(self.token) and all(str.isascii(token) for token, _ in self.top)):
+        # Once for each token: nothing may be built here, nor called that is not needed.
+        try:
+            if not self.token.isascii():
+                self.token.encode()
+            for text, _ in self.top:
+                if not text.isascii():
+                    text.encode()
+        except UnicodeEncodeError:
             object.__setattr__(self, "token", encodable(self.token))
             object.__setattr__(self, "top", encodable(self.top))
 
@@ -124,7 +131,8 @@ class Completion:
     tokens: tuple[TokenLogprob, ...] = ()  # empty unless logprobs were asked for
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", encodable(self.text))
+        if not self.text.isascii():
+            object.__setattr__(self, "text", encodable(self.text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +154,8 @@ class Chunk:
     completion: Completion | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", encodable(self.text))
+        if not self.text.isascii():
+            object.__setattr__(self, "text", encodable(self.text))
 
 
 class Stream(Protocol):
@@ -193,9 +202,8 @@ class Capabilities:
     model: str
     context: int | None = None  # tokens of prompt and completion together; None: unknown
     n: bool = False
-    one_call: bool = (
-        False  # n siblings, or continuations to score, are never more than one call of Usage.calls
-    )
+    # n siblings, or continuations to score, are never more than one call of Usage.calls
+    one_call: bool = False
     seed: bool = False
     logprobs: int = 0  # how many top log-probabilities it gives at most; -1: none at all
     prompt_logprobs: bool = False  # score() works
