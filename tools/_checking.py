@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 import attrs
@@ -20,10 +21,17 @@ from referencing import Registry
 from stratagem.tools._schemas import size
 
 _MOST_PARTS: Final = 10_000
+_MOST_STEPS: Final = 100_000  # of one check; some schemas double them with each level of the value
+
+_left: ContextVar[list[int] | None] = ContextVar("stratagem_steps_left", default=None)
+
+
+class _TooLong(Exception):
+    """A check that takes more steps than it may."""
 
 
 class Checked:
-    """Checks a value, as a :class:`pydantic.TypeAdapter` does.
+    """Checks a value, as a :class:`pydantic.TypeAdapter` does. What takes too long is left to the schema's owner.
 
     Raises:
         ValueError: the schema is none, or stands for too much.
@@ -52,14 +60,29 @@ class Checked:
 
 
 def _wrong(validator: Validator, value: Any) -> ValidationError | None:
+    token = _left.set([_MOST_STEPS])
     try:
         wrong: ValidationError | None = best_match(validator.iter_errors(value))
+    except _TooLong:
+        return None
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
         # Of the library's part in Rust, where the stack ends there; it is no Exception, and cannot be imported.
         raise RecursionError("it is nested too deeply") from None
+    finally:
+        _left.reset(token)
     return wrong
+
+
+def _evolve(validator: Any, **changes: Any) -> Any:
+    """For a part of the value or of the schema. The library's own would go over to the draft that a part names."""
+    left = _left.get()
+    if left is not None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise _TooLong
+    return attrs.evolve(validator, **changes)
 
 
 def _validator(schema: Mapping[str, Any]) -> Validator:
@@ -95,7 +118,7 @@ def _without_patterns(draft: type[Validator], keys_by_pattern: bool) -> type[Val
     if keys_by_pattern:  # anywhere: to learn what is left over the library would look into all that applies
         own["unevaluatedProperties"] = _unchecked
     result: Any = extend(draft, own)  # type: ignore[no-untyped-call]
-    result.evolve = attrs.evolve  # the library's would go over to the draft that a part names
+    result.evolve = _evolve
     return result  # type: ignore[no-any-return]
 
 

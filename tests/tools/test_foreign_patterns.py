@@ -146,6 +146,19 @@ def test_arguments_that_stand_for_too_much_are_refused() -> None:
         of(DOUBLED)
 
 
+def test_a_check_that_takes_too_long_is_its_owner_s() -> None:
+    """This schema looks twice at each level for each time that it looks at the one above."""
+    both = {"allOf": [{"$ref": "#"}, {"$ref": "#"}]}
+    checked = Checked({"type": "object", "properties": {"a": both, "b": {"type": "integer"}}})
+
+    def nested(levels: int) -> dict[str, Any]:
+        return {"a": nested(levels - 1)} if levels else {"b": "x"}
+
+    with pytest.raises(ValueError, match=re.escape("a.a.a.b: 'x' is not of type 'integer'")):
+        checked.validate_python(nested(3))
+    assert checked.validate_python(nested(40)) == nested(40)
+
+
 @pytest.mark.parametrize("results", [DOUBLED, {"properties": {"x": {"type": "strange"}}}])
 def test_a_tool_whose_results_have_no_schema_that_is_one_is_left_out(
     results: dict[str, Any], caplog: pytest.LogCaptureFixture
