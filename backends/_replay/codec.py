@@ -23,7 +23,7 @@ def load_completion(text: str, index: int) -> tuple[Completion, Usage]:
     try:
         (body, finish, count, tokens), usage = _load(text)
         return Completion(index, body, finish, count, _read_tokens(tokens)), usage
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"A stored completion cannot be read: {error}.") from error
 
 
@@ -37,7 +37,7 @@ def load_scores(text: str) -> tuple[tuple[tuple[TokenLogprob, ...], ...], Usage]
     try:
         scores, usage = _load(text)
         return tuple(_read_tokens(tokens) for tokens in scores), usage
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"Stored scores cannot be read: {error}.") from error
 
 

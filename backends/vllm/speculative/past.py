@@ -7,7 +7,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -66,12 +66,8 @@ def texts(path: Path) -> Iterator[str]:
 
 def _journaled(value: str) -> Iterator[str]:
     """The text of a kept completion; none for scores, which are kept beside them and were decoded by nobody."""
-    try:
-        text = load_completion(value, 0)[0].text
-    except StoreError:
-        return
-    if isinstance(text, str):
-        yield text
+    with suppress(StoreError):
+        yield load_completion(value, 0)[0].text
 
 
 def _is_event(line: bytes) -> bool:
