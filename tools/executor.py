@@ -104,9 +104,8 @@ class Execution:
         self._takers: defaultdict[str, list[str]] = defaultdict(list)  # who takes whose result
         self._results: dict[str, Any] = dict(known or {})
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._shared: dict[
-            str, Value | Failed | list[str]
-        ] = {}  # equal calls: the outcome, or who waits for it
+        # Equal calls: the outcome, or who waits for it.
+        self._shared: dict[str, Value | Failed | list[str]] = {}
         self._keys: dict[str, str] = {}  # of the calls that others may share
         self._settling: deque[tuple[str, Outcome]] = deque()
         self._busy = False  # somebody further up the stack empties ``_settling``
@@ -197,10 +196,9 @@ class Execution:
         for problem in loose_ends(waiting):
             if problem.call is not None:
                 wrong[problem.call].append(problem)
+        # All before what follows: of a cycle every call has failed, none is skipped.
         for name, problems in wrong.items():
-            self._refuse(
-                name, problems
-            )  # all before what follows: of a cycle every call has failed, none is skipped
+            self._refuse(name, problems)
         self._follow()
 
     def _tell(self, problems: Iterable[Problem]) -> None:
@@ -263,9 +261,8 @@ class Execution:
             del self._running[call.id]
         self.report.cost += outcome.cost
         task = asyncio.current_task()
-        if (
-            task is not None and task.cancelling()
-        ):  # a tool that kept it to itself: nothing may start any more
+        # A tool kept its cancellation to itself: nothing may start any more.
+        if task is not None and task.cancelling():
             self.report.outcomes[call.id] = outcome
             raise asyncio.CancelledError
         self._settle(call.id, outcome)

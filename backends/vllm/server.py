@@ -175,9 +175,8 @@ class VLLMServer:
                     except Exception:
                         if not self._ready.is_set():
                             raise
-                        self._log = (
-                            None  # the log has to be read on, or vLLM would stand still at a full pipe
-                        )
+                        # vLLM's output has to be read on, or it would stand still at a full pipe.
+                        self._log = None
 
     async def _started(self, port: int) -> None:
         ready = asyncio.ensure_future(self._ready.wait())

@@ -179,6 +179,18 @@ def engines() -> set[int]:
     return found
 
 
+def nothing_left(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs it, and looks for engines that it has left."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(300):
+            await work()
+
+    others = engines()
+    asyncio.run(limited())
+    assert not engines() - others
+
+
 def test_counts(run: Any) -> None:
     async def main(engine: Any) -> None:
         request = asked("A long question. " * 20, max_tokens=8, seed=5)
@@ -324,13 +336,7 @@ def test_what_is_in_flight_ends_with_the_engine(offline: None) -> None:
         assert all(isinstance(each, Scoring | UnavailableError) for each in results), results
         assert sum(isinstance(each, Scoring) for each in results) < 12
 
-    async def main() -> None:
-        async with asyncio.timeout(300):
-            await all_end()
-
-    others = engines()
-    asyncio.run(main())
-    assert not engines() - others
+    nothing_left(all_end)
 
 
 def test_an_end_that_fails_leaves_none_in_flight(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,13 +360,7 @@ def test_an_end_that_fails_leaves_none_in_flight(offline: None, monkeypatch: pyt
         assert (await engine.generate(asked())).completions
         await engine.aclose()
 
-    async def main() -> None:
-        async with asyncio.timeout(300):
-            await all_end()
-
-    others = engines()
-    asyncio.run(main())
-    assert not engines() - others
+    nothing_left(all_end)
 
 
 # Says so when it decodes, and goes on for ever.
